@@ -1,0 +1,1 @@
+"""Vision Transformer, projection heads, and both together over a stack of views."""

@@ -1,0 +1,85 @@
+"""Backbone and heads over the views of a batch, as student and as teacher."""
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from dinov2_jax.models import heads, vit
+
+
+@struct.dataclass
+class Student:
+    """What the losses read of the student."""
+
+    cls_logits: jax.Array  # [B V K], global views first
+    patch_logits: jax.Array  # [G M K'], at the masked patches
+    cls: jax.Array  # [B U D], of the global views, before the head
+
+
+@struct.dataclass
+class Teacher:
+    """What the targets are made of."""
+
+    cls_logits: jax.Array  # [B U K]
+    patch_logits: jax.Array  # [G M K'], at the patches that the student has masked
+    cls: jax.Array  # [B U D], before the head
+
+
+def masked_patches(patches: jax.Array, indices: jax.Array) -> jax.Array:
+    """The patches at group-wise positions.
+
+    Args:
+        patches: [B U N D].
+        indices: [G M] positions in a group's B/G * U * N patches.
+    Returns: [G M D].
+    """
+    grouped = patches.reshape(indices.shape[0], -1, patches.shape[-1])
+    return jax.numpy.take_along_axis(grouped, indices[..., None], axis=1)
+
+
+class DINO(nn.Module):
+    """One backbone with its heads; without `ibot_head` both losses share one head.
+
+    Source: arXiv:2304.07193 section 4.
+    """
+
+    backbone: vit.ViT
+    dino_head: heads.Head
+    ibot_head: heads.Head | None = None
+
+    def student(
+        self,
+        global_crops: jax.Array,
+        local_crops: jax.Array,
+        masks: jax.Array,
+        indices: jax.Array,
+        train: bool = True,
+    ) -> Student:
+        """Logits of all views, global ones masked.
+
+        Args:
+            global_crops: [B U H W C] float, normalised.
+            local_crops: [B V-U h w C]; V-U may be 0.
+            masks: [B U N] bool.
+            indices: [G M] positions of the masked patches in each group.
+            train: draw stochastic depth.
+        """
+        stacks, hidden = [global_crops], [masks]
+        if local_crops.shape[1]:
+            stacks, hidden = [global_crops, local_crops], [masks, None]
+        found, _ = self.backbone.views(stacks, hidden, indices.shape[0], train)
+        cls = jax.numpy.concatenate([f.cls for f in found], axis=1)
+        patches = masked_patches(found[0].patches, indices)
+        return Student(self.dino_head(cls), self._patch_head(patches), found[0].cls)
+
+    def teacher(self, global_crops: jax.Array, indices: jax.Array) -> Teacher:
+        """Logits of the unmasked global views [B U H W C] and of chosen patches."""
+        found, _ = self.backbone.views([global_crops], groups=indices.shape[0])
+        patches = masked_patches(found[0].patches, indices)
+        cls = found[0].cls
+        return Teacher(self.dino_head(cls), self._patch_head(patches), cls)
+
+    def _patch_head(self, patches: jax.Array) -> jax.Array:
+        """[G M D] -> [G M K'] by the head that serves patches."""
+        head = self.dino_head if self.ibot_head is None else self.ibot_head
+        return head(patches)

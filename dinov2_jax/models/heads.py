@@ -1,0 +1,67 @@
+"""DINO's projection head: an MLP, a sphere, and weight-normalised prototypes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinov2_jax.models import layers
+
+
+def normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
+    """x / max(|x|, eps) along the last axis, in float32, with a gradient at zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))
+
+
+class Prototypes(nn.Module):
+    """Weight-normalised linear layer without bias: row j is g_j v_j / |v_j|.
+
+    Source: arXiv:1602.07868. `g` starts at 1 and is trained, as in the reference.
+    """
+
+    number: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[... E] -> [... K]."""
+        bound = x.shape[-1] ** -0.5
+
+        def uniform(key, shape, dtype):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        v = self.param("v", uniform, (x.shape[-1], self.number), jnp.float32)
+        g = self.param("g", nn.initializers.ones, (self.number,), jnp.float32)
+        weight = v * (g * jax.lax.rsqrt(jnp.sum(v * v, axis=0)))
+        return jnp.dot(x.astype(self.dtype), weight.astype(self.dtype))
+
+
+class Head(nn.Module):
+    """MLP of `layers` linear layers, then L2 normalisation, then prototypes.
+
+    Fields: `prototypes` K; `hidden` and `bottleneck` widths; `layers` >= 1.
+    Source: arXiv:2104.14294 section 3.1; numbers of arXiv:2304.07193 appendix B.
+    """
+
+    prototypes: int
+    hidden: int = 2048
+    bottleneck: int = 256
+    layers: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[... D] features -> [... K] logits in the compute dtype."""
+        if self.layers < 1:
+            raise ValueError(f"A head of {self.layers} layers; it needs 1 or more.")
+        for i in range(self.layers):
+            last = i == self.layers - 1
+            x = nn.Dense(
+                self.bottleneck if last else self.hidden,
+                dtype=self.dtype,
+                kernel_init=layers.kernel_init,
+                name=f"mlp_{i}",
+            )(x)
+            x = x if last else nn.gelu(x, approximate=False)
+        return Prototypes(self.prototypes, self.dtype, name="last_layer")(normalize(x))

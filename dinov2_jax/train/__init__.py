@@ -1,0 +1,1 @@
+"""Losses, schedules, optimiser, state, step and loop of pretraining."""

@@ -221,6 +221,7 @@ def train_step(
     )
     state = TrainState(step, *kept, jnp.where(finite, 0, state.rejected + 1))
     terms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    now |= {"momentum": 1 - now["ema_rate"]}
     terms |= {f"sched/{name}": value for name, value in now.items()}
     terms |= health.targets(targets, batch.mask_weights)
     terms |= health.update_ratios(updates, params)

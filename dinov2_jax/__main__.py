@@ -1,0 +1,55 @@
+"""The command line: `dinov2-jax COMMAND ...` or `python -m dinov2_jax COMMAND ...`."""
+
+import importlib
+import sys
+
+from dinov2_jax import __version__
+
+COMMANDS = {
+    "train": "pretrain from a config; the same command again continues",
+    "show": "rebuild the report of a run, or compare runs in one page",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
+        print(f"dinov2-jax: no command {command!r}; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"dinov2_jax.cli.{command}")
+    try:
+        return module.main(rest)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"dinov2-jax {command}: {message}", file=sys.stderr)
+        return 1
+
+
+def usage() -> str:
+    """What --help prints."""
+    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "dinov2-jax: DINOv2 self-supervised pretraining in JAX",
+            "",
+            "usage: dinov2-jax COMMAND ...        dinov2-jax COMMAND --help",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Checkpoints by Orbax: the training state and a note that describes it."""
+
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+log = logging.getLogger(__name__)
+
+
+def manager(
+    folder: pathlib.Path, keep: int = 2, keep_every: int = 0, keep_best: bool = True
+) -> ocp.CheckpointManager:
+    """Opens a folder of checkpoints; what a crash left half written is removed.
+
+    Args:
+        folder: one sub-folder a step.
+        keep: latest checkpoints kept, >= 1.
+        keep_every: checkpoints at multiples of this step are kept too; 0 for none.
+        keep_best: the one with the highest `knn` of those saved with it is kept too.
+    Raises: ValueError if keep is below 1.
+    """
+    if keep < 1:
+        raise ValueError(f"checkpoint.keep={keep}; keep at least 1.")
+    folder = folder.absolute()
+    if jax.process_index() == 0:
+        for left in folder.glob("*.orbax-checkpoint-tmp*"):
+            log.warning("removing the half-written checkpoint %s", left)
+            shutil.rmtree(left, ignore_errors=True)
+    policies = [checkpoint_managers.LatestN(keep)]
+    if keep_every:
+        policies.append(checkpoint_managers.EveryNSteps(keep_every))
+    if keep_best:
+        best = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics["knn"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policies.append(best)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    note: dict,
+    knn: float | None = None,
+) -> None:
+    """Start saving a step; returns while the disk still writes.
+
+    Args:
+        checkpoints: of `manager`.
+        step: updates done.
+        state: tree of arrays.
+        note: JSON beside it: data position, config, metrics history.
+        knn: accuracy at this step, for `keep_best`.
+    """
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note)
+    )
+    metrics = None if knn is None else {"knn": knn}
+    checkpoints.save(step, args=args, metrics=metrics)
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager, shapes: Any
+) -> tuple[int, Any, dict] | None:
+    """The newest checkpoint that can be read.
+
+    Args:
+        checkpoints: of `manager`.
+        shapes: tree of ShapeDtypeStructs with the shardings wanted now.
+    Returns: (step, state, note), or None if there is no checkpoint. One that cannot
+        be read is named in a warning, passed over and, once an older one was read,
+        removed, so that its step can be saved again.
+    Raises: ValueError if there are checkpoints and none can be read.
+    """
+    broken = []
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), note=ocp.args.JsonRestore()
+        )
+        try:
+            found = checkpoints.restore(step, args=args)
+        except Exception as error:  # whatever Orbax raises for what it cannot read
+            first = " ".join(str(error).split())[:200]
+            log.warning("checkpoint %d cannot be read (%s); trying older", step, first)
+            broken.append(step)
+            continue
+        for bad in broken:
+            checkpoints.delete(bad)
+        return step, found["state"], found["note"]
+    if broken:
+        raise ValueError(
+            f"None of the checkpoints {broken} in {checkpoints.directory} can be read "
+            "with this config; restore the folder or choose another --workdir."
+        )
+    return None
+
+
+def load_params(folder: pathlib.Path, which: str = "teacher") -> dict:
+    """Parameters of a run's newest checkpoint, on this process's first device.
+
+    Args:
+        folder: a run's `checkpoints`.
+        which: `teacher` or `params` (the student).
+    Returns: {backbone, dino_head[, ibot_head]}.
+    Raises: ValueError if there is no checkpoint.
+    """
+    folder = folder.absolute()
+    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not steps:
+        raise ValueError(f"{folder} holds no checkpoint; train first.")
+    path = folder / str(steps[-1]) / "state"
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path).item_metadata.tree[which]
+        shapes = jax.tree.map(
+            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), stored
+        )
+        wanted = {which: shapes}
+        args = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
+        return reader.restore(path, args=args)[which]

@@ -1,0 +1,1 @@
+"""One file a command; the only readers of a config, where the rooms meet."""

@@ -1,0 +1,194 @@
+"""From a config to the parts of a run: model, recipe, augmentation."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dinov2_jax import sharding
+from dinov2_jax.data import augment
+from dinov2_jax.models import dino, heads, vit
+from dinov2_jax.train import optim, schedules, step
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
+    """Backbone and heads; with a mesh, blocks gather their sharded weights.
+
+    Raises: ValueError for a variant, size or dtype that does not exist.
+    """
+    c = config.model
+    if config.train.dtype not in DTYPES:
+        raise ValueError(
+            f"train.dtype={config.train.dtype!r}; choose one of {', '.join(DTYPES)}."
+        )
+    dtype = DTYPES[config.train.dtype]
+    own = {k: c[k] for k in ("width", "depth", "heads", "ffn") if c[k]}
+    backbone = vit.build(
+        c.variant,
+        **own,
+        image_size=c.image_size or config.crops.global_size,
+        registers=c.registers,
+        layerscale=c.layerscale or None,
+        qkv_bias=c.qkv_bias,
+        proj_bias=c.proj_bias,
+        ffn_bias=c.ffn_bias,
+        antialias=c.antialias,
+        offset=c.offset,
+        drop_path=c.drop_path,
+        uniform_drop=c.uniform_drop,
+        dtype=dtype,
+        remat=config.mesh.remat,
+        unroll=config.mesh.unroll,
+        gather=None if mesh is None else sharding.gather(mesh, dtype),
+    )
+
+    def head(h: ConfigDict) -> heads.Head:
+        return heads.Head(h.prototypes, h.hidden, h.bottleneck, h.layers, dtype)
+
+    separate = head(config.patch_head) if config.head.separate else None
+    return dino.DINO(backbone, head(config.head), separate)
+
+
+def prototypes(config: ConfigDict) -> tuple[int, int]:
+    """K of the cls head and of the head that serves patches."""
+    patch = config.patch_head if config.head.separate else config.head
+    return config.head.prototypes, patch.prototypes
+
+
+def timetable(config: ConfigDict) -> dict[str, schedules.Schedule]:
+    """The schedules that a step reads.
+
+    Raises: ValueError if a warm-up does not fit.
+    """
+    o, t, steps = config.optim, config.teacher, config.train.steps
+    peak = schedules.scaled_lr(o.base_lr, config.train.batch_size, o.lr_scaling)
+
+    def lr(freeze: int = 0) -> schedules.Schedule:
+        return schedules.cosine(peak, o.min_lr, steps, o.warmup, freeze=freeze)
+
+    return {
+        "lr": lr(),
+        "last_layer_lr": lr(o.freeze_last_layer),
+        "weight_decay": schedules.cosine(o.weight_decay, o.weight_decay_end, steps),
+        "ema_rate": schedules.cosine(1 - t.momentum, 1 - t.momentum_end, steps),
+        "teacher_temp": schedules.cosine(
+            t.temp, t.temp, t.temp_warmup, t.temp_warmup, start=t.warmup_temp
+        ),
+    }
+
+
+def recipe(config: ConfigDict, built: dino.DINO, shapes: dict) -> step.Recipe:
+    """The step's constants.
+
+    Args:
+        config: all settings.
+        built: of `model`.
+        shapes: the student's parameters or their shapes.
+    """
+    c, o, made = config.loss, config.optim, timetable(config)
+    if c.targets not in step.TARGETS:
+        raise ValueError(
+            f"loss.targets={c.targets!r}; choose one of {', '.join(step.TARGETS)}."
+        )
+    factors = optim.multipliers(shapes, o.layer_decay, o.patch_embed_factor)
+    tx = optim.adamw(
+        made["lr"],
+        made["last_layer_lr"],
+        made["weight_decay"],
+        factors,
+        o.betas,
+        clip=o.clip,
+    )
+    return step.Recipe(
+        built,
+        tx,
+        made,
+        step.TARGETS[c.targets],
+        dino_weight=c.dino_weight,
+        koleo_weight=c.koleo_weight,
+        ibot_weight=c.ibot_weight,
+        student_temp=c.student_temp,
+        center_momentum=c.center_momentum,
+        sinkhorn_iterations=c.sinkhorn_iterations,
+        accumulate=config.train.accumulate,
+        seed=config.seed,
+    )
+
+
+def multicrop(config: ConfigDict) -> augment.MultiCrop:
+    """The augmentation."""
+    return augment.MultiCrop(**config.crops.to_dict(), **config.augment.to_dict())
+
+
+def initial_params(config: ConfigDict, built: dino.DINO, key: jax.Array) -> dict:
+    """Fresh parameters of backbone and heads; traceable, nothing is computed twice."""
+    c, size = config.crops, config.crops.global_size
+    patches = (size // built.backbone.patch_size) ** 2
+    return built.init(
+        key,
+        jnp.zeros((1, c.global_number, size, size, 3)),
+        jnp.zeros((1, 0, size, size, 3)),
+        jnp.zeros((1, c.global_number, patches), bool),
+        jnp.zeros((1, 1), jnp.int32),
+        train=False,
+        method="student",
+    )["params"]
+
+
+def check(config: ConfigDict, devices: int, processes: int) -> None:
+    """Refuse settings that do not fit together, before any work.
+
+    Raises: ValueError, one line.
+    """
+    t, c = config.train, config.crops
+    patch = vit.variant(config.model.variant)["patch_size"]
+    if not config.data.train:
+        raise ValueError(
+            "config.data.train is empty; name the images, for example "
+            "--config.data.train=folder:/path/to/images."
+        )
+    sizes = {"crops.global_size": c.global_size, "eval.crop": config.eval.crop}
+    if c.local_number:
+        sizes["crops.local_size"] = c.local_size
+    for name, size in sizes.items():
+        if size % patch or size < patch:
+            near = max(size // patch, 1) * patch
+            raise ValueError(
+                f"config.{name}={size} is no multiple of the patch size {patch}; "
+                f"choose {near} or {near + patch}."
+            )
+    if t.steps < 1 or t.batch_size < 1 or t.group_size < 1:
+        raise ValueError(
+            f"train.steps={t.steps}, train.batch_size={t.batch_size} and "
+            f"train.group_size={t.group_size} must all be 1 or more."
+        )
+    if t.batch_size % t.group_size:
+        raise ValueError(
+            f"train.batch_size={t.batch_size} does not divide into groups of "
+            f"train.group_size={t.group_size}; change one of them."
+        )
+    groups = t.batch_size // t.group_size
+    if groups % devices or groups % t.accumulate or groups // t.accumulate % devices:
+        raise ValueError(
+            f"{groups} groups (train.batch_size / train.group_size) do not divide "
+            f"evenly over {devices} devices in {processes} processes and "
+            f"train.accumulate={t.accumulate} parts; change batch or group size."
+        )
+    if config.loss.koleo_weight and t.group_size < 2:
+        raise ValueError(
+            "KoLeo needs a neighbour inside each group, but train.group_size=1; use 2 "
+            "or more, or loss.koleo_weight=0."
+        )
+    if c.global_number < 1 or c.global_number + c.local_number < 2:
+        raise ValueError(
+            f"crops.global_number={c.global_number} and crops.local_number="
+            f"{c.local_number} make no pair of views; use 2 views or more."
+        )
+    if t.log_every < 1 or t.max_rejected < 1:
+        raise ValueError(
+            f"train.log_every={t.log_every} and train.max_rejected={t.max_rejected} "
+            "must be 1 or more."
+        )
+    timetable(config)

@@ -1,0 +1,141 @@
+"""In-run k-NN and pictures on the teacher's features."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dinov2_jax import features
+from dinov2_jax.cli import workdir
+from dinov2_jax.data import pipeline
+from dinov2_jax.data.batch import normalize
+from dinov2_jax.data.record import Source
+from dinov2_jax.evals import knn, metrics
+from dinov2_jax.models import vit
+from dinov2_jax.viz import pca
+
+
+class TeacherProbe:
+    """Measures the teacher's frozen features on the two splits of a labelled source.
+
+    Settings: `config.eval`. Every process extracts its part; results are the same on
+    all of them. Pictures are written by the first.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        backbone: vit.ViT,
+        mesh: Mesh,
+        folder: pathlib.Path,
+        train: Source,
+        val: Source,
+    ):
+        """Raises: ValueError if a split has no labels."""
+        for name, source in (("train", train), ("val", val)):
+            if not source.classes:
+                raise ValueError(
+                    f"config.data.{name} has no labels, which the in-run k-NN needs; "
+                    "use class folders or set config.eval.every=0."
+                )
+        self.config, self.mesh, self.folder = config, mesh, folder
+        self.train, self.val = train, val
+        self.grid = (config.eval.crop // backbone.patch_size,) * 2
+
+        @jax.jit
+        def forward(params, images):
+            out = backbone.apply({"params": params}, normalize(images))
+            return {"cls": out.cls, "patches": out.patches}
+
+        self.forward = forward
+
+    def batches(self, source: Source):
+        """Evaluation batches of this process."""
+        e, d = self.config.eval, self.config.data
+        return pipeline.eval_batches(
+            source,
+            batch_size=e.batch_size,
+            resize=e.resize,
+            crop=e.crop,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            threads=d.threads,
+            max_pixels=d.max_pixels,
+            limit=e.limit,
+        )
+
+    def measure(self, state: Any) -> dict[str, float]:
+        """k-NN and spread of the teacher's features; at step 0 also of plain pixels."""
+        params, e = state.teacher["backbone"], self.config.eval
+
+        def cls(images):
+            return self.forward(params, images)["cls"]
+
+        train, train_labels, _ = features.extract(cls, self.batches(self.train), self.mesh)
+        val, val_labels, _ = features.extract(cls, self.batches(self.val), self.mesh)
+        found = self.score(train, train_labels, val, val_labels)
+        found |= {
+            "health/feature_std": metrics.unit_std(val.astype(np.float32)),
+            "health/effective_rank": metrics.effective_rank(val),
+        }
+        patches, images = self.some_patches(params)
+        flat = patches.reshape(-1, patches.shape[-1]).astype(np.float32)
+        found["health/effective_rank_patches"] = metrics.effective_rank(flat)
+        if jax.process_index() == 0:
+            maps = patches.reshape(len(patches), *self.grid, -1).astype(np.float32)
+            picture = np.asarray(pca.pca_picture(images[: e.pictures], maps[: e.pictures]))
+            workdir.save_picture(self.folder, "pca", picture)
+            if int(state.step) == 0:
+                workdir.save_picture(self.folder, "pca_untrained", picture)
+        if int(state.step) == 0:
+            found |= self.baselines()
+        return found
+
+    def score(self, train, train_labels, val, val_labels) -> dict[str, float]:
+        """Accuracies of k-NN; the first k of the config is `knn/top1`."""
+        ks, shards = self.config.eval.neighbors, self.mesh.size
+        found = knn.top1(
+            train, train_labels, val, val_labels, ks, self.config.eval.temp, shards=shards
+        )
+        return {"knn/top1": found[ks[0]]} | {f"knn/top1_k{k}": x for k, x in found.items()}
+
+    def some_patches(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Patch tokens [n N D] and images [n S S 3] of validation images, spread out."""
+
+        def patches(images):
+            return {"patches": self.forward(params, images)["patches"], "images": images}
+
+        e, d = self.config.eval, self.config.data
+        number = min(len(self.val), max(e.pictures, 32))
+        number = -(-number // self.mesh.size) * self.mesh.size
+        batches = pipeline.eval_batches(
+            self.val,
+            batch_size=number,
+            resize=e.resize,
+            crop=e.crop,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            threads=d.threads,
+            max_pixels=d.max_pixels,
+            limit=number,
+        )
+        found, _, _ = features.extract(patches, batches, self.mesh)
+        return found["patches"], found["images"]
+
+    def baselines(self) -> dict[str, float]:
+        """k-NN of raw 8x8 pixels and of colour histograms: what no network can do."""
+        plain = {"raw_pixels": metrics.raw_pixels, "color_histogram": metrics.color_histograms}
+        splits = []
+        for source in (self.train, self.val):
+            images, labels, _ = features.extract(lambda x: x, self.batches(source), self.mesh)
+            splits.append(({k: f(images) for k, f in plain.items()}, labels))
+        (train, train_labels), (val, val_labels) = splits
+        return {
+            f"knn/{name}_top1": self.score(
+                train[name], train_labels, val[name], val_labels
+            )["knn/top1"]
+            for name in plain
+        }

@@ -1,0 +1,295 @@
+"""Every setting once: default(), and how a config file and overrides change it.
+
+A config is an ml_collections ConfigDict, locked: a misspelt key or a wrong type is an
+error before any work. Paths of a config file are relative to the working directory.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line for the user."""
+
+
+def default() -> ConfigDict:
+    """All settings of a run; the values are the reference's short recipe.
+
+    Source: arXiv:2304.07193 appendix B and the reference's `ssl_default_config.yaml`.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of data order, augmentation, masks, initialisation, stochastic depth
+
+    c.data = ConfigDict()
+    c.data.train = ""  # SPEC or SPEC@weight;SPEC@weight: folder:, tfds:, arrayrecord:, demo:
+    c.data.val = ""  # SPEC with labels for the in-run k-NN; "" for none
+    c.data.workers = 0  # processes that build batches; 0: threads of the main process
+    c.data.threads = 2  # threads of a process, one batch each
+    c.data.prefetch = 2  # batches kept ready by a process
+    c.data.max_pixels = 89_478_485  # larger images are skipped undecoded
+    c.data.max_skipped = 0.2  # share of a step's records; a run stops above it
+
+    c.crops = ConfigDict()
+    c.crops.global_size = 224  # pixels, a multiple of the patch size
+    c.crops.local_size = 96
+    c.crops.global_number = 2
+    c.crops.local_number = 8
+    c.crops.global_scale = (0.32, 1.0)  # share of the image's area
+    c.crops.local_scale = (0.05, 0.32)
+
+    c.augment = ConfigDict()  # probabilities, unless said otherwise
+    c.augment.flip = 0.5
+    c.augment.jitter = 0.8
+    c.augment.brightness = 0.4  # largest relative change
+    c.augment.contrast = 0.4
+    c.augment.saturation = 0.2
+    c.augment.hue = 0.1  # largest shift, turns of the colour circle
+    c.augment.gray = 0.2
+    # Global crop 1, 2, local crops. The reference's code inverts what its paper
+    # writes, (1.0, 0.1, 0.5); the published models were trained as here.
+    c.augment.blur = (0.0, 0.9, 0.5)
+    c.augment.blur_sigma = (0.1, 2.0)  # pixels
+    c.augment.solarize = (0.0, 0.2, 0.0)
+    c.augment.solarize_threshold = 128
+
+    c.masks = ConfigDict()
+    c.masks.probability = 0.5  # share of global crops that are masked
+    c.masks.ratio = (0.1, 0.5)  # share of patches masked in such a crop
+
+    c.model = ConfigDict()
+    c.model.variant = "L/16"  # Ti, S, B, L, g / patch size
+    c.model.registers = 0
+    c.model.ffn = ""  # mlp or swiglu; "": the variant's own
+    c.model.layerscale = 1e-5  # initial value; 0: no LayerScale
+    c.model.qkv_bias = True
+    c.model.proj_bias = True
+    c.model.ffn_bias = True
+    c.model.image_size = 0  # pixels, side of the position table; 0: global_size
+    c.model.antialias = False  # of the position resize
+    c.model.offset = 0.1  # of the position resize
+    c.model.drop_path = 0.3
+    c.model.uniform_drop = True  # the same rate in all blocks, else linear from 0
+    c.model.width = 0  # 0: the variant's own; likewise below
+    c.model.depth = 0
+    c.model.heads = 0
+
+    c.head = ConfigDict()  # of cls tokens, and of patches unless separate
+    c.head.prototypes = 65_536
+    c.head.hidden = 2048
+    c.head.bottleneck = 256
+    c.head.layers = 3
+    c.head.separate = False  # patches have a head of their own
+    c.patch_head = ConfigDict()  # used when head.separate
+    c.patch_head.prototypes = 65_536
+    c.patch_head.hidden = 2048
+    c.patch_head.bottleneck = 256
+    c.patch_head.layers = 3
+
+    c.loss = ConfigDict()
+    c.loss.dino_weight = 1.0
+    c.loss.koleo_weight = 0.1
+    c.loss.ibot_weight = 1.0
+    c.loss.student_temp = 0.1
+    c.loss.targets = "centering"  # centering, sinkhorn, or none (collapses)
+    c.loss.center_momentum = 0.9
+    c.loss.sinkhorn_iterations = 3
+
+    c.optim = ConfigDict()
+    c.optim.base_lr = 4e-3  # at a batch of 1024
+    c.optim.lr_scaling = "sqrt"  # sqrt, linear or none
+    c.optim.min_lr = 1e-6
+    c.optim.warmup = 12_500  # steps
+    c.optim.weight_decay = 0.04
+    c.optim.weight_decay_end = 0.4
+    c.optim.layer_decay = 0.9  # factor of the learning rate per block from the output
+    c.optim.patch_embed_factor = 0.2
+    c.optim.betas = (0.9, 0.999)
+    c.optim.clip = 3.0  # gradient norm of each sub-network; 0: no clipping
+    c.optim.freeze_last_layer = 1250  # steps
+
+    c.teacher = ConfigDict()
+    c.teacher.momentum = 0.992
+    c.teacher.momentum_end = 1.0
+    c.teacher.temp = 0.07
+    c.teacher.warmup_temp = 0.04
+    c.teacher.temp_warmup = 37_500  # steps
+
+    c.train = ConfigDict()
+    c.train.steps = 125_000
+    c.train.batch_size = 2048  # images a step over all devices
+    c.train.group_size = 64  # images; the reference's batch of one GPU
+    c.train.accumulate = 1  # parts of the student's pass
+    c.train.log_every = 10  # steps
+    c.train.dtype = "bfloat16"  # of the computation; parameters are float32
+    c.train.max_rejected = 5  # non-finite steps in a row that stop the run
+    c.train.stop_at = 0  # save and end at this step, the schedules unchanged; 0: never
+    c.train.minutes = 0.0  # save and end after so long; 0: never
+
+    c.init = ConfigDict()
+    c.init.weights = ""  # backbone .safetensors or a workdir to start from
+    c.init.into = "both"  # student, teacher or both
+
+    c.eval = ConfigDict()  # in-run k-NN on the teacher's features
+    c.eval.every = 6250  # steps; 0: never
+    c.eval.batch_size = 256
+    c.eval.resize = 256  # pixels, shorter side
+    c.eval.crop = 224  # pixels
+    c.eval.neighbors = (10, 20)  # the first is reported as knn/top1
+    c.eval.temp = 0.07
+    c.eval.limit = 50_000  # images of each split
+    c.eval.pictures = 8  # images of the PCA picture
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 2500  # steps; the last step is always saved
+    c.checkpoint.keep = 2  # latest ones
+    c.checkpoint.keep_every = 0  # and every one at a multiple of this step; 0: none
+    c.checkpoint.keep_best = True  # and the best by k-NN
+
+    c.mesh = ConfigDict()
+    c.mesh.fsdp = 1  # devices that share one copy of the parameters
+    c.mesh.remat = "none"  # none, full or dots: what a block keeps for backward
+    c.mesh.unroll = 1  # blocks per iteration of the scan
+    return c.lock()
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """A config file's settings with overrides.
+
+    Args:
+        spec: PATH or PATH:ARGUMENT, a Python file that defines get_config().
+        overrides: `section.key=value`, values as in Python, strings without quotes.
+    Returns: the locked config.
+    Raises: ConfigError, one line.
+    """
+    path, _, argument = spec.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(path, map(str, file.parent.glob("*.py")), 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"--config={path} is no file{hint}")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(*([argument] if argument else []))
+    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    for text in overrides:
+        override(config, text)
+    _check_tuples(config)
+    return config.lock()
+
+
+def override(config: ConfigDict, text: str) -> None:
+    """Set one field in place from `section.key=value`.
+
+    Raises: ConfigError if there is no such field (with the nearest one) or the value
+        has another type.
+    """
+    key, found, value = text.partition("=")
+    if not found:
+        raise ConfigError(f"--config.{key} has no value; write --config.{key}=VALUE.")
+    known = dict(fields(config))
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"config.{key} does not exist{hint}")
+    *section, last = key.split(".")
+    for part in section:
+        config = config[part]
+    config[last] = _parse(key, value, known[key])
+
+
+def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All (dotted name, value) of a config."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as indented JSON; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def differences(config: ConfigDict, saved: dict) -> list[str]:
+    """`name: saved -> now` for every field whose value differs from saved JSON."""
+    now = json.loads(to_json(config))
+
+    def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+        found = {}
+        for key, value in tree.items():
+            inner = isinstance(value, dict)
+            name = prefix + key
+            found |= flat(value, name + ".") if inner else {name: value}
+        return found
+
+    old, new = flat(saved), flat(now)
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _parse(key: str, text: str, old: Any) -> Any:
+    """The value of an override, of the type and tuple length of the old one."""
+    if isinstance(old, str):
+        return text
+    names = {"true": True, "false": False}
+    try:
+        value = names.get(text.lower())
+        value = ast.literal_eval(text) if value is None else value
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"config.{key}={text} is no {_kind(old)}.") from error
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if not _alike(old, value):
+        raise ConfigError(f"config.{key}={text} is no {_kind(old)}.")
+    return tuple(map(type(old[0]), value)) if isinstance(old, tuple) else value
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether a value may stand where the old one stood; ints pass as floats."""
+    if isinstance(old, tuple):
+        same = isinstance(new, tuple) and (len(new) == len(old) or _any_length(old))
+        return same and all(_alike(old[0], item) for item in new)
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    return isinstance(new, (int, float) if isinstance(old, float) else type(old))
+
+
+def _any_length(value: tuple) -> bool:
+    """Tuples of integers are lists (of neighbours); pairs of floats are ranges."""
+    return isinstance(value[0], int)
+
+
+def _kind(value: Any) -> str:
+    """What a field takes, in words."""
+    if isinstance(value, tuple):
+        number = "" if _any_length(value) else f"{len(value)} "
+        return f"tuple of {number}{type(value[0]).__name__}s, such as {value}"
+    return f"{type(value).__name__}, such as {value}"
+
+
+def _check_tuples(config: ConfigDict) -> None:
+    """Length and element types of tuples, which ConfigDict does not look at."""
+    base = dict(fields(default()))
+    for name, value in fields(config):
+        if name in base and isinstance(base[name], tuple) and not _alike(base[name], value):
+            raise ConfigError(f"config.{name}={value} is no {_kind(base[name])}.")
+
+
+def _one_line(error: Exception) -> str:
+    """An exception's text on one line, without doubled quotes of a KeyError."""
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())}"

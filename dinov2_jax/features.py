@@ -1,0 +1,36 @@
+"""Features of a data set: a sharded forward pass over its batches."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dinov2_jax import sharding
+
+
+def extract(
+    apply: Callable[[jax.Array], Any], batches: Iterable[Any], mesh: Mesh
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Features, labels and record numbers of all images that could be decoded.
+
+    Args:
+        apply: jitted, [b H W 3] images over all devices -> tree of [b ...] arrays.
+        batches: this process's parts, each with images, labels and ids; padding and
+            images that cannot be decoded have id -1.
+        mesh: the devices.
+    Returns: (tree of [n ...] NumPy arrays, [n] int labels, [n] int record numbers).
+    Raises: ValueError if no image was left.
+    """
+    found = []
+    for part in batches:
+        placed = sharding.put((part.images, part.labels, part.ids), mesh)
+        found.append(sharding.whole((apply(placed[0]), placed[1], placed[2])))
+    if not found:
+        raise ValueError("There is no batch to take features from; give a larger set.")
+    features, labels, ids = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    kept = ids >= 0
+    if not kept.any():
+        raise ValueError("No image of the set could be decoded; check its files.")
+    return jax.tree.map(lambda x: x[kept], features), labels[kept], ids[kept]

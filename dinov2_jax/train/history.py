@@ -1,0 +1,65 @@
+"""The metrics of a run, one JSON object a line, and TensorBoard where installed."""
+
+import json
+import math
+import os
+import pathlib
+
+
+class History:
+    """Appends to `metrics.jsonl`; lines after the step of a restart are dropped."""
+
+    def __init__(self, folder: pathlib.Path, step: int, lines: list[str] | None = None):
+        """
+        Args:
+            folder: the run's workdir.
+            step: updates already done; 0 for a new run.
+            lines: the history that the checkpoint holds; None for a new run.
+        """
+        self.path = folder / "metrics.jsonl"
+        self.lines = [line for line in lines or [] if json.loads(line)["step"] <= step]
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(line + "\n" for line in self.lines))
+        os.replace(part, self.path)
+        self._file = self.path.open("a")
+        self._board = _board(folder, step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line; a value that is not finite becomes null."""
+        plain = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self.lines.append(json.dumps({"step": step, **plain}))
+        self._file.write(self.lines[-1] + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Silent:
+    """The history on processes that write no files; it keeps the lines only."""
+
+    def __init__(self, lines: list[str]):
+        """`lines` of the checkpoint; they are saved again as they are."""
+        self.lines = lines
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """The first process writes; this one has nothing to do."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _board(folder: pathlib.Path, step: int):
+    """A TensorBoard writer, or None without the extra `tensorboard`."""
+    try:
+        import tensorboardX
+    except ImportError:
+        return None
+    logdir = str(folder / "tensorboard")
+    return tensorboardX.SummaryWriter(logdir, purge_step=step + 1)

@@ -1,0 +1,132 @@
+"""Images in TFDS data sets and in ArrayRecord files, read without TensorFlow."""
+
+import difflib
+import glob
+import os
+import re
+import struct
+
+from dinov2_jax.data.record import Record
+
+MAGIC = b"DLBL"  # opens a record that carries a label
+
+
+def labelled_record(image: bytes, label: int) -> bytes:
+    """An ArrayRecord entry with a label.
+
+    Args:
+        image: the encoded image file.
+        label: the class, >= 0.
+    Returns: b"DLBL", the label as 8-byte little-endian integer, the image.
+    """
+    return MAGIC + struct.pack("<q", label) + image
+
+
+class ArrayRecords:
+    """Entries of ArrayRecord files: an encoded image, or a `labelled_record`."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, pattern: str):
+        """
+        Args:
+            pattern: path of one file, or a pattern with * and ? for several.
+        Raises: ValueError if no file matches or they hold no record.
+        """
+        from array_record.python import array_record_data_source
+
+        self._pattern = pattern
+        paths = sorted(glob.glob(os.path.expanduser(pattern)))
+        if not paths:
+            raise ValueError(f"arrayrecord:{pattern} matches no file.")
+        try:
+            self._data = array_record_data_source.ArrayRecordDataSource(paths)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"arrayrecord:{pattern} cannot be read as ArrayRecord: {error}"
+            ) from error
+        if not len(self._data):
+            raise ValueError(f"arrayrecord:{pattern} holds no record.")
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Record:
+        entry = self._data[int(index)]
+        if entry[: len(MAGIC)] != MAGIC:
+            return Record(entry, -1)
+        start = len(MAGIC) + 8
+        return Record(entry[start:], struct.unpack("<q", entry[len(MAGIC) : start])[0])
+
+    def name(self, index: int) -> str:
+        return f"arrayrecord:{self._pattern} record {index}"
+
+
+class Tfds:
+    """A prepared TFDS data set in ArrayRecord format; images stay encoded."""
+
+    def __init__(self, name: str, split: str = "train", data_dir: str | None = None):
+        """
+        Args:
+            name: as TFDS knows it, with /config and :version where wanted.
+            split: train, validation[:10%] and so on.
+            data_dir: where it was prepared; None for TFDS's own default.
+        Raises: ValueError if it is unknown, not prepared, or has no image.
+        """
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise ValueError(
+                f"tfds:{name} needs TFDS; pip install tensorflow-datasets."
+            ) from error
+        self._title = f"tfds:{name}:{split}"
+        builder = _builder(tfds, name, data_dir)
+        features = builder.info.features
+        images = [
+            key for key in features if isinstance(features[key], tfds.features.Image)
+        ]
+        if not images:
+            raise ValueError(
+                f"tfds:{name} has no image; its features are {sorted(features)}."
+            )
+        self._image = "image" if "image" in images else images[0]
+        labels = dict(features).get("label")
+        self._labelled = isinstance(labels, tfds.features.ClassLabel)
+        self.classes = tuple(labels.names) if self._labelled else ()
+        try:
+            self._data = builder.as_data_source(
+                split, decoders={self._image: tfds.decode.SkipDecoding()}
+            )
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise ValueError(f"{self._title} cannot be opened: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Record:
+        entry = self._data[int(index)]
+        label = int(entry["label"]) if self._labelled else -1
+        return Record(entry[self._image], label)
+
+    def name(self, index: int) -> str:
+        return f"{self._title} record {index}"
+
+
+def _builder(tfds, name: str, data_dir: str | None):
+    """The TFDS builder of a prepared data set."""
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(re.split("[/:]", name)[0], known, 3)
+        raise ValueError(
+            f"TFDS knows no data set {name!r}; near: {', '.join(near) or 'nothing'}. "
+            "A data set of your own needs its data_dir: tfds:NAME:SPLIT@DATA_DIR."
+        ) from None  # TFDS's own message lists every data set there is
+    if not builder.info.splits:
+        raise ValueError(
+            f"tfds:{name} is not prepared in {builder.data_dir}; run tfds.builder("
+            f"{name!r}, data_dir=..., file_format='array_record')"
+            ".download_and_prepare() once."
+        )
+    return builder

@@ -1,0 +1,91 @@
+"""Image files as arrays, with one kind of error for whatever is wrong with them."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GB of RGB
+
+# Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+Image.init()  # registers them; Image.open(formats=...) fails on what is not registered
+
+
+class DecodeError(ValueError):
+    """An image that cannot be decoded, or that is larger than allowed."""
+
+
+def decode(data: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of an encoded image.
+
+    Args:
+        data: an encoded JPEG, PNG, WebP, BMP, GIF, TIFF or PPM (its first frame); or
+            [H W 3] uint8, which passes through.
+        max_pixels: most H*W that the header may declare, checked before any
+            allocation. Pillow's own limit of 178,956,970 holds besides.
+    Returns: [H W 3] uint8 RGB. Alpha is dropped and EXIF rotation ignored, as by the
+        reference's Image.open(...).convert("RGB").
+    Raises: DecodeError if data is no whole image, or too large a one.
+    Differs: 16-bit gray is scaled to 8 bits; Pillow clips it, which leaves white.
+    """
+    if isinstance(data, np.ndarray):
+        return _checked(data, max_pixels)
+    image = _by_simplejpeg(data, max_pixels)
+    return _by_pillow(data, max_pixels) if image is None else image
+
+
+def _by_simplejpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """[H W 3] uint8 of a sound YCbCr or gray JPEG, else None.
+
+    Bit for bit what Pillow decodes, in less than half of the time.
+    """
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _limit(height, width, max_pixels)
+    if space not in ("YCbCr", "Gray"):
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None  # damaged: Pillow decides how badly
+
+
+def _by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    """[H W 3] uint8 of an encoded image in any of FORMATS."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            _limit(picture.height, picture.width, max_pixels)
+            if picture.mode.startswith("I;16"):
+                gray = np.asarray(picture).astype(np.uint16) >> 8
+                return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(picture.convert("RGB"))
+    except DecodeError:
+        raise
+    # Pillow's readers raise nearly every kind of error on damaged bytes.
+    except Exception as error:
+        raise DecodeError(
+            f"no image can be decoded from these {len(data)} bytes: {error}"
+        ) from error
+
+
+def _limit(height: int, width: int, max_pixels: int) -> None:
+    """Raises DecodeError for an image of more than `max_pixels`, or of none."""
+    if not 0 < height * width <= max_pixels:
+        raise DecodeError(
+            f"the image is {height} x {width} = {height * width} pixels; 1 to "
+            f"{max_pixels=} are allowed."
+        )
+
+
+def _checked(array: np.ndarray, max_pixels: int) -> np.ndarray:
+    """The array itself, if it is an image of an allowed size."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise DecodeError(
+            f"an image array must be [H W 3] uint8, not {array.shape} {array.dtype}."
+        )
+    _limit(*array.shape[:2], max_pixels)
+    return array

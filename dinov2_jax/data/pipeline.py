@@ -1,0 +1,240 @@
+"""Batches for training and for evaluation, with Grain from one end to the other.
+
+A training batch is a pure function of (seed, step): it keeps no iterator state and
+does not depend on how many processes, workers or threads build it.
+"""
+
+import atexit
+import weakref
+from collections.abc import Iterator
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from dinov2_jax.data import augment, batch, build, decode, masks, sources
+from dinov2_jax.data.record import Source
+
+_OPEN = weakref.WeakSet()  # iterators that were handed out
+
+
+def train_batches(
+    source: Source,
+    *,
+    multicrop: augment.MultiCrop,
+    patch_size: int,
+    mask_probability: float | None,
+    mask_ratio: tuple[float, float],
+    seed: int,
+    batch_size: int,
+    group_size: int,
+    start: int,
+    stop: int,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 2,
+    max_pixels: int = decode.MAX_PIXELS,
+) -> Iterator[tuple[batch.Batch, np.ndarray]]:
+    """This process's part of the batches of steps start..stop-1.
+
+    Each image of a source comes exactly once in len(source) positions, in another
+    order each time; a Mixture interleaves its sources by weight. A record that cannot
+    be decoded is replaced by another one. Worker processes are spawned: a script that
+    asks for them needs the `if __name__ == "__main__"` guard.
+
+    Args:
+        source: where the images come from.
+        multicrop: the augmentation.
+        patch_size: pixels; divides the sizes of all crops.
+        mask_probability: share of the global crops that are masked; None masks none
+            and makes every patch a target, for distillation.
+        mask_ratio: smallest and largest share of masked patches of a masked crop.
+        seed: >= 0.
+        batch_size: B, images over all processes.
+        group_size: images that share one buffer of masked patches.
+        start, stop: steps, 0 <= start <= stop.
+        process, processes: which part of the batch, of how many equal ones.
+        workers: processes that build batches; 0 builds them in threads of this one.
+        threads: threads a process or worker, each for one batch.
+        prefetch: batches that a process or worker keeps ready.
+        max_pixels: largest image that is decoded.
+    Returns: an iterator of (Batch of NumPy arrays, [s] int64 record numbers that were
+        replaced); close() it to end its threads and workers.
+    Raises: ValueError at once if sizes do not fit together, and while iterating if
+        100 records in a row cannot be decoded.
+    """
+    sizes = [multicrop.global_size]
+    if multicrop.local_number:
+        sizes.append(multicrop.local_size)
+    if any(size % patch_size for size in sizes):
+        raise ValueError(f"crop sizes {sizes} must be multiples of {patch_size=}.")
+    _check_parts(source, batch_size, process, processes)
+    local = batch_size // processes
+    if group_size < 1 or local % group_size:
+        raise ValueError(
+            f"{batch_size=} over {processes=} leaves {local} images a process; it must "
+            f"be a multiple of {group_size=}."
+        )
+    if seed < 0 or not 0 <= start <= stop:
+        raise ValueError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
+    side = multicrop.global_size // patch_size
+    rows = group_size * multicrop.global_number
+    capacity = rows * side * side
+    if mask_probability is not None:
+        capacity = masks.upper_bound(rows, side * side, mask_probability, mask_ratio)
+    builder = build.TrainBuilder(
+        source=source,
+        order=order(source, seed),
+        multicrop=multicrop,
+        side=side,
+        max_block=masks.max_block(multicrop.global_size, patch_size),
+        mask_probability=mask_probability,
+        mask_ratio=mask_ratio,
+        capacity=capacity,
+        seed=seed,
+        batch_size=batch_size,
+        group_size=group_size,
+        first=process * local,
+        local=local,
+        max_pixels=max_pixels,
+    )
+    steps = grain.MapDataset.range(start, stop).map(builder)
+    return _iterate(steps, workers, threads, prefetch)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    resize: int = 256,
+    crop: int = 224,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 2,
+    max_pixels: int = decode.MAX_PIXELS,
+    limit: int | None = None,
+) -> Iterator[build.EvalBatch]:
+    """This process's part of one pass over a source, in order.
+
+    All processes see equally many batches of one shape; the last is padded.
+
+    Args:
+        source: where the images come from.
+        batch_size: images over all processes.
+        resize: the shorter side becomes this long, pixels; bicubic, antialiased.
+        crop: side of the central crop, pixels, <= resize.
+        process, processes, workers, threads, prefetch, max_pixels: as train_batches.
+        limit: at most so many records, evenly spread over the source.
+    Returns: an iterator of build.EvalBatch; close() it to end its threads and workers.
+    Raises: ValueError at once if sizes do not fit together.
+    """
+    _check_parts(source, batch_size, process, processes)
+    if not 0 < crop <= resize:
+        raise ValueError(f"{crop=} must be at least 1 and at most {resize=}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"{limit=} must be at least 1, or None for all records.")
+    builder = build.EvalBuilder(
+        source=source,
+        count=min(len(source), limit or len(source)),
+        resize=resize,
+        crop=crop,
+        batch_size=batch_size,
+        first=process * (batch_size // processes),
+        local=batch_size // processes,
+        max_pixels=max_pixels,
+    )
+    steps = grain.MapDataset.range(-(-builder.count // batch_size)).map(builder)
+    return _iterate(steps, workers, threads, prefetch)
+
+
+def order(source: Source, seed: int) -> grain.MapDataset:
+    """The endless order of record numbers, by position.
+
+    Args:
+        source: a Mixture is interleaved by its weights.
+        seed: >= 0.
+    Returns: order[p] is a record number, found without remembering any other.
+    """
+    parts = source.sources if isinstance(source, sources.Mixture) else (source,)
+    orders, first = [], 0
+    for number, part in enumerate(parts):
+        own = np.random.SeedSequence([seed, build.ORDER, number]).generate_state(1)[0]
+        ids = grain.MapDataset.range(first, first + len(part))
+        # Shuffled before repeated: each epoch is a permutation, with an own order.
+        orders.append(ids.seed(int(own)).shuffle().repeat())
+        first += len(part)
+    if len(orders) == 1:
+        return orders[0]
+    return grain.MapDataset.mix(orders, source.weights)
+
+
+def require_decodable(
+    source: Source, number: int = 64, max_pixels: int = decode.MAX_PIXELS
+) -> None:
+    """Raises ValueError if none of some records, spread over a source, decodes."""
+    count = min(number, len(source))
+    ids = np.arange(count) * len(source) // count
+    for index in ids:
+        try:
+            build.read(source, int(index), max_pixels)
+            return
+        except (decode.DecodeError, OSError) as error:
+            last = error
+    raise ValueError(
+        f"no decodable image among {len(ids)} of {len(source)} records; the last was "
+        f"{source.name(int(ids[-1]))}: {last}"
+    )
+
+
+def _check_parts(source: Source, batch_size: int, process: int, processes: int):
+    """Raises ValueError if there is no record, or no equal part for each process."""
+    if len(source) < 1:
+        raise ValueError("the source holds no record.")
+    if batch_size < 1 or processes < 1 or batch_size % processes:
+        raise ValueError(f"{batch_size=} must be a positive multiple of {processes=}.")
+    if not 0 <= process < processes:
+        raise ValueError(f"{process=} must lie in 0..{processes - 1}.")
+
+
+def _iterate(steps: grain.MapDataset, workers: int, threads: int, prefetch: int):
+    """Iterates over a dataset, and ends its threads and workers when closed."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    dataset = steps.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain hands them on; notebooks parse none
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=prefetch
+            ),
+            worker_init_fn=_one_thread,
+        )
+    elements = _elements(dataset)
+    _OPEN.add(elements)
+    return elements
+
+
+def _elements(dataset: grain.IterDataset):
+    """The elements of a dataset; closes Grain's iterator with this one."""
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes what is still open, while the modules that this needs are whole."""
+    for elements in list(_OPEN):
+        elements.close()
+
+
+def _one_thread(worker: int, workers: int) -> None:
+    """Keeps OpenCV of each worker to one thread: the workers are the parallelism."""
+    cv2.setNumThreads(1)

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import io
+import pathlib
+import subprocess
 import sys
 import types
 
@@ -313,3 +315,23 @@ def test_a_closed_iterator_ends():
     steps.close()
     with pytest.raises(StopIteration):
         next(steps)
+
+
+def test_an_iterator_left_open_ends_quietly_with_python():
+    program = """
+from dinov2_jax.data import augment, demo, pipeline
+steps = pipeline.train_batches(
+    demo.Demo("train"), multicrop=augment.MultiCrop(global_size=32, local_size=16),
+    patch_size=8, mask_probability=0.5, mask_ratio=(0.1, 0.5), seed=0, batch_size=2,
+    group_size=2, start=0, stop=10**6)
+next(steps)
+"""
+    root = pathlib.Path(pipeline.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,1 @@
+"""Arrays and run files in, pictures and a page out; NumPy only, no backend."""

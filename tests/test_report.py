@@ -24,7 +24,7 @@ def line(step, **rest):
         "health/log_prototypes_dino": 6.24,
         "time/images_per_s": 100.0 + step,
         "health/rejected": 0.0,
-        "data/skipped_images": 3,
+        "data/skipped": 1,
     }
     return {"step": step} | values | rest
 
@@ -90,7 +90,8 @@ def test_the_page_needs_nothing_but_itself(workdir):
 
 
 def test_the_headline_tells_the_numbers_of_the_metrics(workdir):
-    page = report.write([workdir(info={"steps": 3})]).read_text()
+    config = {"train": {"steps": 3}}
+    page = report.write([workdir(config=config)]).read_text()
     said = words(page)
     assert "Did it learn? Yes" in said
     assert "now, step 3 56.2 %" in said
@@ -214,7 +215,7 @@ def test_the_config_and_the_way_to_go_on_are_on_the_page(workdir):
         "command": "python -m dinov2_jax train --config=c.py",
         "continue": "python -m dinov2_jax train --config=c.py --workdir=runs/x",
         "versions": {"jax": "9.9.9"},
-        "parameters": 3123456,
+        "parameters": {"backbone": 3000000, "dino_head": 123456},
         "git": None,
     }
     said = words(report.write([workdir(info=info)]).read_text())

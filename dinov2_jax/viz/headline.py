@@ -113,8 +113,10 @@ def _facts(run: history.Run) -> str:
     facts = []
     for key in FACTS:
         value = run.info.get(key)
-        if key == "parameters" and isinstance(value, int):
-            facts.append(f"{value:,} parameters")
+        if key == "parameters" and value:
+            # Of the whole network, or by its parts.
+            count = sum(value.values()) if isinstance(value, dict) else value
+            facts.append(f"{count:,} parameters")
         elif value:
             facts.append(f"{key} {value}")
     return " \N{MIDDLE DOT} ".join(facts)

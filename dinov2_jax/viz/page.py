@@ -35,7 +35,8 @@ dd small { display: block; font-size: .8rem; font-weight: 400; color: var(--soft
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .32rem .7rem .32rem 0; vertical-align: top;
   border-top: 1px solid var(--line); overflow-wrap: anywhere; }
-tr:first-child > * { border-top: 0; } th { font-weight: 500; color: var(--soft); }
+tr:first-child > * { border-top: 0; } th:first-child:not(:only-child) { width: 34%; }
+.runs th:first-child { width: auto !important; } th { font-weight: 500; color: var(--soft); }
 .bars td:nth-child(2) { width: 55%; vertical-align: middle; }
 .bars i { display: block; height: .65rem; border-radius: 3px; background: var(--mark);
   opacity: .4; } .bars .now i { opacity: 1; } .bars .now td { font-weight: 650; }

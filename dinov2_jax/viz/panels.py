@@ -11,11 +11,11 @@ DOTS = 40  # points; shorter series show them
 NOISY = 120  # points; longer series are drawn pale, with their running mean
 DECADES = 30  # ratio of largest to smallest from which norms get a log axis
 SMOOTHED = ("loss", "grad_norm", "health", "time")  # groups with that running mean
-SHARES = (  # metrics in 0..1 that are read as per cent
-    "knn/top1",
+SHARES = (  # metrics in 0..1 that are read as per cent, as are all of k-NN
     "health/agreement",
     "health/dead_prototypes_dino",
     "health/dead_prototypes_ibot",
+    "time/data_wait_share",
 )
 TITLES = {
     "loss/total": "total, the weighted sum",
@@ -31,6 +31,8 @@ TITLES = {
     "time/images_per_s": "images/s",
     "time/step_s": "step, seconds",
     "time/data_wait_s": "waiting for data, seconds",
+    "time/data_wait_share": "waiting for data, share of time",
+    "memory/peak_gib": "peak, GiB",
     "health/agreement": "student and teacher agree",
     "health/rejected": "rejected steps in a row",
 }
@@ -94,7 +96,7 @@ def draw(ax: Any, key: str, lines: list[Line]) -> None:
     else:
         ax.margins(y=0.12)
         ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
-    share = key in SHARES
+    share = group == "knn" or key in SHARES
     ax.yaxis.set_major_formatter(
         lambda y, _: f"{100 * y:.4g} %" if share else f"{y:.5g}"
     )

@@ -42,6 +42,10 @@ PICTURES = {
         "PCA of the patch features",
         "First three components as red, green and blue: like colours, like features.",
     ),
+    "pca_untrained": (
+        "PCA of the patch features before training",
+        "The same pictures through the network as it was at step 0.",
+    ),
 }
 
 
@@ -57,7 +61,7 @@ def write(
         workdirs: folders of runs with metrics.jsonl; config.json, run.json and
             pictures/*.png are shown where they are. run.json may hold `command`,
             `continue`, `versions`, `git`, `started`, `finished`, `parameters`,
-            `steps` (planned) and whatever else should be on the page.
+            `devices`, `steps` (planned) and whatever else should be on the page.
         out: the file; None is WORKDIR/report.html for one run, and comparison.html
             beside the first WORKDIR for several.
     Returns: the file's path.

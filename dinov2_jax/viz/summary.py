@@ -40,8 +40,9 @@ def summary(run: history.Run) -> Summary:
 
     Source of each: `knn/top1`, `knn/raw_pixels_top1`, `knn/color_histogram_top1`,
     `loss/dino_*`, `health/log_prototypes_dino`, `time/images_per_s`,
-    `data/skipped_images` (a running count), `health/rejected` (0 if the step was
-    taken) in metrics.jsonl; `steps` and `finished` in run.json.
+    `data/skipped` (images since the line before), `health/rejected` (0 if the step
+    was taken) in metrics.jsonl; `steps` and `finished` in run.json, else
+    `train.steps` in config.json.
     """
     metrics = curves.with_derived(run.metrics)
     at, top1 = history.series(metrics, "knn/top1")
@@ -49,10 +50,10 @@ def summary(run: history.Run) -> Summary:
     best = int(top1.argmax()) if len(top1) else None
     speed = history.series(metrics, "time/images_per_s")[1]
     speed = speed[np.isfinite(speed)][-RECENT:]
-    skipped = history.last(metrics, "data/skipped_images")
+    skipped = history.series(metrics, "data/skipped")[1]
     rejected = history.series(metrics, "health/rejected")[1]
     step = max((line["step"] for line in metrics), default=None)
-    steps = run.info.get("steps")
+    steps = run.info.get("steps", history.flat(run.config).get("train.steps"))
     return Summary(
         step=step,
         steps=steps if type(steps) is int else None,
@@ -66,7 +67,7 @@ def summary(run: history.Run) -> Summary:
         dino=history.last(metrics, "loss/dino"),
         log_prototypes=history.last(metrics, "health/log_prototypes_dino"),
         images_per_s=float(np.median(speed)) if len(speed) else None,
-        skipped_images=None if skipped is None else int(skipped),
+        skipped_images=int(np.nansum(skipped)) if len(skipped) else None,
         skipped_steps=np.count_nonzero(rejected) if len(rejected) else None,
         state=_state(run, step, steps),
     )

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
@@ -25,7 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         import difflib
 
         near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"choose from {', '.join(COMMANDS)}."
+        )
         print(f"dinov2-jax: no command {command!r}; {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"dinov2_jax.cli.{command}")

@@ -4,19 +4,19 @@ A config is an ml_collections ConfigDict, locked: a misspelt key or a wrong type
 error before any work. Paths of a config file are relative to the working directory.
 """
 
-import ast
-import difflib
-import importlib.util
 import json
+import os
 import pathlib
+import re
+import runpy
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line for the user."""
+from dinov2_jax import values
+from dinov2_jax.values import ConfigError
 
 
 def default() -> ConfigDict:
@@ -28,7 +28,9 @@ def default() -> ConfigDict:
     c.seed = 0  # of data order, augmentation, masks, initialisation, stochastic depth
 
     c.data = ConfigDict()
-    c.data.train = ""  # SPEC or SPEC@weight;SPEC@weight: folder:, tfds:, arrayrecord:, demo:
+    c.data.train = (
+        ""  # SPEC or SPEC@weight;SPEC@weight: folder:, tfds:, arrayrecord:, demo:
+    )
     c.data.val = ""  # SPEC with labels for the in-run k-NN; "" for none
     c.data.workers = 0  # processes that build batches; 0: threads of the main process
     c.data.threads = 2  # threads of a process, one batch each
@@ -169,21 +171,12 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises: ConfigError, one line.
     """
     path, _, argument = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        near = difflib.get_close_matches(path, map(str, file.parent.glob("*.py")), 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise ConfigError(f"--config={path} is no file{hint}")
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(*([argument] if argument else []))
-    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    config = _from_file(os.path.expanduser(path), argument)
+    _check_names(config, path)
+    _check_values(config, f"{path}: ")
     for text in overrides:
         override(config, text)
-    _check_tuples(config)
+    _check_values(config)
     return config.lock()
 
 
@@ -194,17 +187,17 @@ def override(config: ConfigDict, text: str) -> None:
         has another type.
     """
     key, found, value = text.partition("=")
-    if not found:
-        raise ConfigError(f"--config.{key} has no value; write --config.{key}=VALUE.")
     known = dict(fields(config))
     if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise ConfigError(f"config.{key} does not exist{hint}")
+        raise ConfigError(
+            f"config.{values.shown(key)} does not exist{values.hint(key, known, 0.5)}"
+        )
+    if not found:
+        raise ConfigError(f"--config.{key} has no value; write --config.{key}=VALUE.")
     *section, last = key.split(".")
     for part in section:
         config = config[part]
-    config[last] = _parse(key, value, known[key])
+    config[last] = values.parse(key, value, known[key])
 
 
 def fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -241,55 +234,75 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
     ]
 
 
-def _parse(key: str, text: str, old: Any) -> Any:
-    """The value of an override, of the type and tuple length of the old one."""
-    if isinstance(old, str):
-        return text
-    names = {"true": True, "false": False}
+def _from_file(path: str, argument: str) -> ConfigDict:
+    """What a config file's get_config() returns; whatever it raises is one line."""
+    if not os.path.isfile(path):
+        file = pathlib.Path(path)
+        near = {p.name: str(p) for p in file.parent.glob("*.py")}
+        hint = values.hint(file.name, near, 0.6, near.get)
+        raise ConfigError(f"--config={values.shown(path)} is no file{hint}")
     try:
-        value = names.get(text.lower())
-        value = ast.literal_eval(text) if value is None else value
-    except (ValueError, SyntaxError) as error:
-        raise ConfigError(f"config.{key}={text} is no {_kind(old)}.") from error
-    if isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if not _alike(old, value):
-        raise ConfigError(f"config.{key}={text} is no {_kind(old)}.")
-    return tuple(map(type(old[0]), value)) if isinstance(old, tuple) else value
+        # Not imported: a .pyc of the same second and size would pass for the file.
+        found = runpy.run_path(path)
+        if "get_config" not in found:
+            raise ConfigError("it defines no get_config(); see configs/demo.py.")
+        config = found["get_config"](*([argument] if argument else []))
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(
+                f"get_config() returns {type(config).__name__}; return the ConfigDict "
+                "that dinov2_jax.config.default() makes."
+            )
+    except Exception as error:  # a config is a program: it may raise anything
+        raise ConfigError(f"{path}{_line(error, path)}: {_one_line(error)}") from error
+    return config
 
 
-def _alike(old: Any, new: Any) -> bool:
-    """Whether a value may stand where the old one stood; ints pass as floats."""
-    if isinstance(old, tuple):
-        same = isinstance(new, tuple) and (len(new) == len(old) or _any_length(old))
-        return same and all(_alike(old[0], item) for item in new)
-    if isinstance(old, bool) or isinstance(new, bool):
-        return isinstance(old, bool) and isinstance(new, bool)
-    return isinstance(new, (int, float) if isinstance(old, float) else type(old))
+def _check_names(config: ConfigDict, path: str) -> None:
+    """Raises ConfigError for a field that default() has not, or that is missing."""
+    known, found = dict(fields(default())), dict(fields(config))
+    for name in found:
+        if name not in known:
+            hint = values.hint(name, known, 0.5)
+            raise ConfigError(f"{path}: config.{name} does not exist{hint}")
+    missing = [name for name in known if name not in found]
+    if missing:
+        raise ConfigError(
+            f"{path}: {len(missing)} settings are missing, the first being "
+            f"config.{missing[0]}; start from dinov2_jax.config.default()."
+        )
 
 
-def _any_length(value: tuple) -> bool:
-    """Tuples of integers are lists (of neighbours); pairs of floats are ranges."""
-    return isinstance(value[0], int)
-
-
-def _kind(value: Any) -> str:
-    """What a field takes, in words."""
-    if isinstance(value, tuple):
-        number = "" if _any_length(value) else f"{len(value)} "
-        return f"tuple of {number}{type(value[0]).__name__}s, such as {value}"
-    return f"{type(value).__name__}, such as {value}"
-
-
-def _check_tuples(config: ConfigDict) -> None:
-    """Length and element types of tuples, which ConfigDict does not look at."""
-    base = dict(fields(default()))
+def _check_values(config: ConfigDict, start: str = "") -> None:
+    """Types, lengths and ranges; ConfigDict itself takes None, and any tuple."""
+    known = dict(fields(default()))
     for name, value in fields(config):
-        if name in base and isinstance(base[name], tuple) and not _alike(base[name], value):
-            raise ConfigError(f"config.{name}={value} is no {_kind(base[name])}.")
+        line = f"{start}config.{name}={values.shown(value)}"
+        if not values.alike(known[name], value):
+            raise ConfigError(f"{line} is no {values.kind(known[name])}.")
+        wanted = values.refusal(name, value)
+        if wanted:
+            raise ConfigError(f"{line}; it needs {wanted}.")
+
+
+def _line(error: Exception, path: str) -> str:
+    """`, line 12` for the innermost line of the config file that an error came from."""
+    numbers = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    if isinstance(error, SyntaxError) and error.lineno:
+        numbers.append(error.lineno)
+    return f", line {numbers[-1]}" if numbers else ""
 
 
 def _one_line(error: Exception) -> str:
-    """An exception's text on one line, without doubled quotes of a KeyError."""
-    text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())}"
+    """An exception's text on one line, without ConfigDict's list of all fields."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]  # ConfigDict wraps a KeyError in an AttributeError
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else error
+    text = re.sub(
+        r" Other fields present: .*(?=\nDid you)", "", str(text), flags=re.DOTALL
+    )
+    name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+    return name + " ".join(text.split())

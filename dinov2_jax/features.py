@@ -21,10 +21,16 @@ def extract(
             images that cannot be decoded have id -1.
         mesh: the devices.
     Returns: (tree of [n ...] NumPy arrays, [n] int labels, [n] int record numbers).
-    Raises: ValueError if no image was left.
+    Raises: ValueError if no image was left, or a batch does not divide over the mesh.
     """
     found = []
     for part in batches:
+        rows = len(part.images) * jax.process_count()
+        if rows % mesh.size:
+            raise ValueError(
+                f"A batch of {rows} images does not divide over {mesh.size} devices; "
+                "choose a multiple of their number."
+            )
         placed = sharding.put((part.images, part.labels, part.ids), mesh)
         found.append(sharding.whole((apply(placed[0]), placed[1], placed[2])))
     if not found:

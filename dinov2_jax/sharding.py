@@ -78,7 +78,9 @@ def layouts(shapes: Any, mesh: Mesh) -> Any:
     def one(name: str, leaf: Any) -> NamedSharding:
         hits = [s for pattern, s in RULES.items() if re.fullmatch(pattern, name)]
         spec = hits[0] if hits else P()
-        if any(axis and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec)):
+        if any(
+            axis and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec)
+        ):
             spec = P()
         return NamedSharding(mesh, spec)
 

@@ -74,7 +74,9 @@ class TeacherProbe:
         def cls(images):
             return self.forward(params, images)["cls"]
 
-        train, train_labels, _ = features.extract(cls, self.batches(self.train), self.mesh)
+        train, train_labels, _ = features.extract(
+            cls, self.batches(self.train), self.mesh
+        )
         val, val_labels, _ = features.extract(cls, self.batches(self.val), self.mesh)
         found = self.score(train, train_labels, val, val_labels)
         found |= {
@@ -86,7 +88,9 @@ class TeacherProbe:
         found["health/effective_rank_patches"] = metrics.effective_rank(flat)
         if jax.process_index() == 0:
             maps = patches.reshape(len(patches), *self.grid, -1).astype(np.float32)
-            picture = np.asarray(pca.pca_picture(images[: e.pictures], maps[: e.pictures]))
+            picture = np.asarray(
+                pca.pca_picture(images[: e.pictures], maps[: e.pictures])
+            )
             workdir.save_picture(self.folder, "pca", picture)
             if int(state.step) == 0:
                 workdir.save_picture(self.folder, "pca_untrained", picture)
@@ -98,15 +102,26 @@ class TeacherProbe:
         """Accuracies of k-NN; the first k of the config is `knn/top1`."""
         ks, shards = self.config.eval.neighbors, self.mesh.size
         found = knn.top1(
-            train, train_labels, val, val_labels, ks, self.config.eval.temp, shards=shards
+            train,
+            train_labels,
+            val,
+            val_labels,
+            ks,
+            self.config.eval.temp,
+            shards=shards,
         )
-        return {"knn/top1": found[ks[0]]} | {f"knn/top1_k{k}": x for k, x in found.items()}
+        return {"knn/top1": found[ks[0]]} | {
+            f"knn/top1_k{k}": x for k, x in found.items()
+        }
 
     def some_patches(self, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """Patch tokens [n N D] and images [n S S 3] of validation images, spread out."""
 
         def patches(images):
-            return {"patches": self.forward(params, images)["patches"], "images": images}
+            return {
+                "patches": self.forward(params, images)["patches"],
+                "images": images,
+            }
 
         e, d = self.config.eval, self.config.data
         number = min(len(self.val), max(e.pictures, 32))
@@ -127,10 +142,15 @@ class TeacherProbe:
 
     def baselines(self) -> dict[str, float]:
         """k-NN of raw 8x8 pixels and of colour histograms: what no network can do."""
-        plain = {"raw_pixels": metrics.raw_pixels, "color_histogram": metrics.color_histograms}
+        plain = {
+            "raw_pixels": metrics.raw_pixels,
+            "color_histogram": metrics.color_histograms,
+        }
         splits = []
         for source in (self.train, self.val):
-            images, labels, _ = features.extract(lambda x: x, self.batches(source), self.mesh)
+            images, labels, _ = features.extract(
+                lambda x: x, self.batches(source), self.mesh
+            )
             splits.append(({k: f(images) for k, f in plain.items()}, labels))
         (train, train_labels), (val, val_labels) = splits
         return {

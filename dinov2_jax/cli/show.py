@@ -10,7 +10,9 @@ def main(given: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="dinov2-jax show", description=__doc__)
     parser.add_argument("what", choices=["run"])
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, help="folders of runs")
+    parser.add_argument(
+        "workdirs", nargs="+", type=pathlib.Path, help="folders of runs"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="page to write")
     options = parser.parse_args(given)
     print(report.write(options.workdirs, options.out))

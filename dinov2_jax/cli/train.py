@@ -36,8 +36,12 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__,
         epilog="Any setting: --config.SECTION.KEY=VALUE; all are in dinov2_jax/config.py.",
     )
-    parser.add_argument("--config", required=True, help="config file, PATH or PATH:ARGUMENT")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="the run's folder")
+    parser.add_argument(
+        "--config", required=True, help="config file, PATH or PATH:ARGUMENT"
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="the run's folder"
+    )
     parser.add_argument(
         "--allow-config-change",
         action="store_true",
@@ -114,8 +118,10 @@ def pretrain(
     count = {name: tree.count(part) for name, part in state.params.items()}
     if first:
         workdir.describe(
-            folder, command, parameters=count, devices=str(jax.devices()[0].device_kind)
-            + f" x {jax.device_count()}",
+            folder,
+            command,
+            parameters=count,
+            devices=str(jax.devices()[0].device_kind) + f" x {jax.device_count()}",
         )
         shown.say(f"{config.model.variant}: {count} parameters, {mesh.size} device(s)")
         if done:
@@ -134,15 +140,22 @@ def pretrain(
     def ended(done: int) -> str:
         if config.train.stop_at and done >= config.train.stop_at:
             return f"train.stop_at={config.train.stop_at}"
-        if config.train.minutes and time.monotonic() - began > 60 * config.train.minutes:
+        if (
+            config.train.minutes
+            and time.monotonic() - began > 60 * config.train.minutes
+        ):
             return f"train.minutes={config.train.minutes}"
         return stop.reason
 
-    batches = placed_batches(config, model.backbone.patch_size, mesh, folder, train, done)
+    batches = placed_batches(
+        config, model.backbone.patch_size, mesh, folder, train, done
+    )
     try:
         state, done, reason = loop.run(
             state,
-            step=jax.jit(functools.partial(train_step.train_step, recipe), donate_argnums=0),
+            step=jax.jit(
+                functools.partial(train_step.train_step, recipe), donate_argnums=0
+            ),
             batches=batches,
             start=done,
             stop=steps,

@@ -15,10 +15,25 @@ from PIL import Image
 
 from dinov2_jax import config as settings
 
-FREE = ("data.workers", "data.threads", "data.prefetch", "train.stop_at", "train.minutes")
+FREE = (
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+    "train.stop_at",
+    "train.minutes",
+)
 """Settings that a continued run may change: they change no result."""
 
-PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy pillow".split()
+PACKAGES = [
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "pillow",
+]
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -28,31 +43,58 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(part, path)
 
 
-def claim(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
-    """Make the workdir and record the config, unless it holds another one's run.
+def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
+    """Refuse a workdir that another config's run is in; writes nothing.
+
+    A workdir without a metric and a checkpoint holds no run: what stopped it before
+    its first step may be mended in the config.
 
     Args:
-        folder: the workdir.
+        folder: the workdir; need not exist.
         config: all settings.
         allow_change: continue although settings differ.
-    Raises: ValueError that lists what differs; OSError if it cannot be written.
+    Raises: ValueError that lists what differs, or that the path is no folder.
     """
-    saved = folder / "config.json"
-    if saved.is_file():
-        try:
-            before = json.loads(saved.read_text())
-        except ValueError as error:
-            raise ValueError(f"{saved} is damaged ({error}); choose another --workdir.")
+    near = next(path for path in (folder, *folder.parents) if path.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK):
+        raise ValueError(
+            f"--workdir={folder} cannot be written: {near} is no folder or read-only; "
+            "choose another."
+        )
+    saved, metrics = folder / "config.json", folder / "metrics.jsonl"
+    begun = metrics.is_file() and metrics.stat().st_size > 0
+    begun = begun or any((folder / "checkpoints").glob("[0-9]*"))
+    if not saved.is_file() or not begun or allow_change:
+        return
+    try:
+        before = json.loads(saved.read_text())
         changed = settings.differences(config, before)
-        changed = [line for line in changed if not line.startswith(FREE)]
-        if changed and not allow_change:
-            raise ValueError(
-                f"{folder} holds a run of another config ({'; '.join(changed)}); "
-                "choose another --workdir or add --allow-config-change."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pictures").mkdir(exist_ok=True)
-    write_text(saved, settings.to_json(config) + "\n")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{saved} is damaged ({error}); choose another --workdir, or go on with "
+            "--allow-config-change."
+        ) from error
+    changed = [line for line in changed if line.split(":")[0] not in FREE]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another config ({'; '.join(changed)}); "
+            "choose another --workdir or add --allow-config-change."
+        )
+
+
+def claim(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
+    """Make the workdir and record the config, unless `check` refuses it.
+
+    Raises: ValueError of `check`; OSError if it cannot be written.
+    """
+    check(folder, config, allow_change)
+    try:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.json", settings.to_json(config) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"--workdir={folder} cannot be written ({error}); choose another."
+        ) from error
 
 
 def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
@@ -60,7 +102,7 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
     about = {
         "command": shlex.join(["dinov2-jax", "train", *command]),
         "continue": shlex.join(["dinov2-jax", "train", *command]),
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         "versions": _versions(),
         "git": _git(),
         **facts,

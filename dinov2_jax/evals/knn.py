@@ -52,23 +52,46 @@ def top1(
         ks: numbers of neighbours; those above m are cut to m.
         temp: see `votes`.
         block: validation rows at once.
-        shards: see `neighbors.topk`.
+        shards: devices that each search a part of the training rows.
     Returns: k -> accuracy in [0, 1].
+    Raises: ValueError if a set is empty, a label is missing, or no k is positive.
     Source: arXiv:1805.01978 section 3.4; arXiv:2304.07193 section 7.1.
     """
+    _check("train", train, train_labels)
+    _check("val", val, val_labels)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"{ks=}; k-NN needs one k or more, all at least 1.")
     largest = min(max(ks), len(train))
     classes = int(max(train_labels.max(), val_labels.max())) + 1
-    train, val = (unit_rows(jnp.asarray(x)) for x in (train, val))
-    train_labels = jnp.asarray(train_labels)
+    val = unit_rows(jnp.asarray(val))
+    keys = neighbors.spread(unit_rows(jnp.asarray(train)), shards)
     right = dict.fromkeys(ks, 0)
     for start in range(0, len(val), block):
-        rows = val[start : start + block]
+        rows = np.asarray(val[start : start + block])
         wanted = val_labels[start : start + block]
-        dots, ids = neighbors.topk(rows, train, largest, shards=shards)
-        scores = votes(dots, train_labels[ids], classes, ks, temp)
+        dots, ids = neighbors.topk(
+            rows, keys, largest, shards=shards, number=len(train)
+        )
+        nearest = train_labels[np.asarray(ids)]
+        scores = votes(np.asarray(dots), nearest, classes, ks, temp)
         for k, score in scores.items():
             right[k] += int((np.asarray(score).argmax(1) == wanted).sum())
     return {k: n / len(val) for k, n in right.items()}
+
+
+def _check(name: str, features: jax.Array, labels: np.ndarray) -> None:
+    """Raises ValueError unless there are rows, each with a label."""
+    if not len(features) or len(features) != len(labels):
+        raise ValueError(
+            f"{name}: {len(features)} features with {len(labels)} labels; k-NN needs "
+            "one label for each row, and a row."
+        )
+    missing = int((labels < 0).sum())
+    if missing:
+        raise ValueError(
+            f"{name}: {missing} of {len(labels)} images have no label, which k-NN "
+            "needs; put them into class folders, or take them out."
+        )
 
 
 def unit_rows(x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere."""
 
 import io
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -37,7 +38,10 @@ class Progress:
         if self.live:
             share = step / max(self.stop, 1)
             bar = ("#" * round(24 * share)).ljust(24, ".")
-            self.out.write(f"\r\x1b[K[{bar}] {self._where(step)}  {self.text}")
+            line = f"[{bar}] {self._where(step)}  {self.text}"
+            # A line that wraps would stay on the screen at every redraw.
+            width = shutil.get_terminal_size().columns - 1
+            self.out.write(f"\r\x1b[K{line[:width]}")
             self.out.flush()
 
     def show(self, step: int, text: str) -> None:

@@ -90,7 +90,7 @@ def restore(
         )
         try:
             found = checkpoints.restore(step, args=args)
-        except Exception as error:  # whatever Orbax raises for what it cannot read
+        except Exception as error:  # noqa: BLE001  Orbax raises whatever it met
             first = " ".join(str(error).split())[:200]
             log.warning("checkpoint %d cannot be read (%s); trying older", step, first)
             broken.append(step)

@@ -281,7 +281,7 @@ def _check_values(config: ConfigDict, start: str = "") -> None:
             raise ConfigError(f"{line} is no {values.kind(known[name])}.")
         wanted = values.refusal(name, value)
         if wanted:
-            raise ConfigError(f"{line}; it needs {wanted}.")
+            raise ConfigError(f"{line} must be {wanted}.")
 
 
 def _line(error: Exception, path: str) -> str:

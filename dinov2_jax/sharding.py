@@ -37,7 +37,7 @@ def start_processes() -> None:
         jax.distributed.initialize(address, int(number), int(index))
     elif any(values):
         raise ValueError(f"Set all of {', '.join(keys)}, or none; got {values}.")
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _on_tpu_pod():
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or _on_tpu_pod():
         jax.distributed.initialize()
 
 
@@ -131,3 +131,10 @@ def whole(x: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(x, tiled=True)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; all of them must ask."""
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())

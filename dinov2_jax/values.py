@@ -92,7 +92,7 @@ RISING = (
 
 
 def refusal(name: str, value: Any) -> str:
-    """What a setting needs that the value is not, or "" if the value will do.
+    """What a setting must be that the value is not, or "" if the value will do.
 
     Args:
         name: dotted, as in `train.steps`.
@@ -105,7 +105,7 @@ def refusal(name: str, value: Any) -> str:
     if not all(map(fits, values)):
         return words
     if name in RISING and value[0] > value[1]:
-        return "the smaller number first"
+        return "in rising order"
     return ""
 
 

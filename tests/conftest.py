@@ -1,14 +1,25 @@
-"""Settings of all tests: CPU, eight virtual devices, full float32 products."""
+"""Settings of all tests: CPU, eight virtual devices, full float32 products.
 
+Programs are compiled once a session and shared with the processes that tests start.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flag = "--xla_force_host_platform_device_count=8"
 if flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+cache = tempfile.mkdtemp(prefix="dinov2-jax-tests-")
+atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax
+import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dinov2_jax import checkpoint, sharding, tree
@@ -110,7 +110,9 @@ def pretrain(
     checkpoints = checkpoint.manager(
         folder / "checkpoints", c.keep, c.keep_every, c.keep_best
     )
-    state, done, note = restored_or_new(config, model, recipe, mesh, checkpoints, key)
+    layout, state, done, note = restored_or_new(
+        config, model, recipe, mesh, checkpoints, key
+    )
     first, steps = jax.process_index() == 0, config.train.steps
     lines = note["history"]
     log = history.History(folder, done, lines) if first else history.Silent(lines)
@@ -138,24 +140,34 @@ def pretrain(
         checkpoint.save(checkpoints, done, state, note, top1)
 
     def ended(done: int) -> str:
+        late = time.monotonic() - began > 60 * config.train.minutes
         if config.train.stop_at and done >= config.train.stop_at:
             return f"train.stop_at={config.train.stop_at}"
-        if (
-            config.train.minutes
-            and time.monotonic() - began > 60 * config.train.minutes
-        ):
-            return f"train.minutes={config.train.minutes}"
-        return stop.reason
+        if config.train.minutes and late:
+            return agreed(f"train.minutes={config.train.minutes}", done)
+        return agreed(stop.reason, done)
+
+    def agreed(reason: str, done: int) -> str:
+        """The reason, once any process has one: all must stop at the same step."""
+        if jax.process_count() == 1:
+            return reason
+        if done % config.train.log_every:
+            return ""
+        some = sharding.any_process(bool(reason))
+        return (reason or "another process ended") if some else ""
 
     batches = placed_batches(
         config, model.backbone.patch_size, mesh, folder, train, done
     )
+    update = jax.jit(
+        functools.partial(train_step.train_step, recipe),
+        donate_argnums=0,
+        out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
+    )
     try:
         state, done, reason = loop.run(
             state,
-            step=jax.jit(
-                functools.partial(train_step.train_step, recipe), donate_argnums=0
-            ),
+            step=update,
             batches=batches,
             start=done,
             stop=steps,
@@ -183,7 +195,7 @@ def pretrain(
 
 
 def restored_or_new(config, model, recipe, mesh, checkpoints, key):
-    """(state on the mesh, steps done, note) of the newest checkpoint or of step 0."""
+    """(layout, state, steps done, note) of the newest checkpoint or of step 0."""
 
     def fresh(key):
         params = assemble.initial_params(config, model, key)
@@ -201,11 +213,11 @@ def restored_or_new(config, model, recipe, mesh, checkpoints, key):
     found = checkpoint.restore(checkpoints, targets)
     if found is not None:
         done, state, note = found
-        return state, done, note
+        return layout, state, done, note
     state = jax.jit(fresh, out_shardings=layout)(key)
     if config.init.weights:
         state = starting.with_weights(state, layout, config, model.backbone)
-    return state, 0, {"history": []}
+    return layout, state, 0, {"history": []}
 
 
 def placed_batches(

@@ -8,6 +8,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -44,7 +45,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
-    """Refuse a workdir that another config's run is in; writes nothing.
+    """Refuse a workdir that another config's run is in; leaves nothing.
 
     A workdir without a metric and a checkpoint holds no run: what stopped it before
     its first step may be mended in the config.
@@ -53,14 +54,13 @@ def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
         folder: the workdir; need not exist.
         config: all settings.
         allow_change: continue although settings differ.
-    Raises: ValueError that lists what differs, or that the path is no folder.
+    Raises: ValueError that lists what differs, or that nothing can be written.
     """
     near = next(path for path in (folder, *folder.parents) if path.exists())
-    if not near.is_dir() or not os.access(near, os.W_OK):
-        raise ValueError(
-            f"--workdir={folder} cannot be written: {near} is no folder or read-only; "
-            "choose another."
-        )
+    try:
+        tempfile.TemporaryFile(dir=near).close()  # the one honest test; leaves nothing
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     saved, metrics = folder / "config.json", folder / "metrics.jsonl"
     begun = metrics.is_file() and metrics.stat().st_size > 0
     begun = begun or any((folder / "checkpoints").glob("[0-9]*"))
@@ -85,16 +85,21 @@ def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
 def claim(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
     """Make the workdir and record the config, unless `check` refuses it.
 
-    Raises: ValueError of `check`; OSError if it cannot be written.
+    Raises: ValueError, as `check`.
     """
     check(folder, config, allow_change)
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", settings.to_json(config) + "\n")
     except OSError as error:
-        raise OSError(
-            f"--workdir={folder} cannot be written ({error}); choose another."
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: pathlib.Path, error: OSError) -> ValueError:
+    """What to tell of a folder that takes no file."""
+    return ValueError(
+        f"--workdir={folder} cannot be written ({error}); choose another."
+    )
 
 
 def describe(folder: pathlib.Path, command: list[str], **facts) -> None:

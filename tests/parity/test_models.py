@@ -169,7 +169,7 @@ def test_head_and_its_gradients_equal_the_reference(arrays):
             layers=case["nlayers"],
         )
 
-        def run(params, x):
+        def run(params, x, head=head):
             return head.apply({"params": params}, x)
 
         out, pull = jax.vjp(run, params, jnp.asarray(data[f"{tag}/in"]))

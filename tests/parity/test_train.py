@@ -52,7 +52,8 @@ def test_schedules_equal_the_reference_in_float64(arrays):
     data = arrays("schedules")
     cfg = data.meta["config"]
     made = schedules_of(cfg, cfg["OFFICIAL_EPOCH_LENGTH"])
-    made["momentum"] = lambda at, rate=made.pop("ema_rate"): 1 - rate(at)
+    rate = made.pop("ema_rate")
+    made["momentum"] = lambda at: 1 - rate(at)
     with jax.enable_x64(True):
         for name, schedule in made.items():
             want = data["sched/" + {"weight_decay": "wd"}.get(name, name)]
@@ -471,7 +472,7 @@ def test_losses_after_the_stored_fourth_step_equal_the_reference(run, trajectory
 
 
 def test_gradient_accumulation_gives_the_same_step(run, trajectory_file):
-    golden_run, states, metrics = run(trajectory_file)
+    golden_run, states, _ = run(trajectory_file)
     batch, images = golden_run.batch(1), golden_run.dims["B"]
     per_image = batch.masks.reshape(2, images // 2 * batch.masks.shape[1], -1)
     packed = contract.pack_masks(

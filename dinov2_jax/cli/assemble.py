@@ -88,10 +88,6 @@ def recipe(config: ConfigDict, built: dino.DINO, shapes: dict) -> step.Recipe:
         shapes: the student's parameters or their shapes.
     """
     c, o, made = config.loss, config.optim, timetable(config)
-    if c.targets not in step.TARGETS:
-        raise ValueError(
-            f"loss.targets={c.targets!r}; choose one of {', '.join(step.TARGETS)}."
-        )
     factors = optim.multipliers(shapes, o.layer_decay, o.patch_embed_factor)
     tx = optim.adamw(
         made["lr"],
@@ -159,11 +155,6 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
                 f"config.{name}={size} is no multiple of the patch size {patch}; "
                 f"choose {near} or {near + patch}."
             )
-    if t.steps < 1 or t.batch_size < 1 or t.group_size < 1:
-        raise ValueError(
-            f"train.steps={t.steps}, train.batch_size={t.batch_size} and "
-            f"train.group_size={t.group_size} must all be 1 or more."
-        )
     if t.batch_size % t.group_size:
         raise ValueError(
             f"train.batch_size={t.batch_size} does not divide into groups of "
@@ -186,9 +177,25 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
             f"crops.global_number={c.global_number} and crops.local_number="
             f"{c.local_number} make no pair of views; use 2 views or more."
         )
-    if t.log_every < 1 or t.max_rejected < 1:
+    targets = config.loss.targets
+    if targets not in step.TARGETS:
         raise ValueError(
-            f"train.log_every={t.log_every} and train.max_rejected={t.max_rejected} "
-            "must be 1 or more."
+            f"loss.targets={targets!r}; choose one of {', '.join(step.TARGETS)}."
         )
+    if config.data.val and config.eval.every:
+        _check_eval(config.eval, devices)
     timetable(config)
+
+
+def _check_eval(e: ConfigDict, devices: int) -> None:
+    """Raises ValueError if the in-run evaluation cannot be done."""
+    if e.crop > e.resize:
+        raise ValueError(
+            f"eval.crop={e.crop} is larger than eval.resize={e.resize}, the image that "
+            "it is cut from; change one of them."
+        )
+    if e.batch_size % devices:
+        raise ValueError(
+            f"eval.batch_size={e.batch_size} does not divide over {devices} devices; "
+            "choose a multiple of their number."
+        )

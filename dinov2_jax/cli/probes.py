@@ -18,6 +18,16 @@ from dinov2_jax.models import vit
 from dinov2_jax.viz import pca
 
 
+def require_labels(train: Source, val: Source) -> None:
+    """Raises ValueError if one of the two has no classes, which k-NN needs."""
+    for name, source in (("train", train), ("val", val)):
+        if not source.classes:
+            raise ValueError(
+                f"config.data.{name} has no labels, which the in-run k-NN needs; use "
+                "class folders or set config.eval.every=0."
+            )
+
+
 class TeacherProbe:
     """Measures the teacher's frozen features on the two splits of a labelled source.
 
@@ -34,13 +44,7 @@ class TeacherProbe:
         train: Source,
         val: Source,
     ):
-        """Raises: ValueError if a split has no labels."""
-        for name, source in (("train", train), ("val", val)):
-            if not source.classes:
-                raise ValueError(
-                    f"config.data.{name} has no labels, which the in-run k-NN needs; "
-                    "use class folders or set config.eval.every=0."
-                )
+        """`train` and `val` have passed `require_labels`."""
         self.config, self.mesh, self.folder = config, mesh, folder
         self.train, self.val = train, val
         self.grid = (config.eval.crop // backbone.patch_size,) * 2

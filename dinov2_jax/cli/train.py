@@ -40,7 +40,10 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--config", required=True, help="config file, PATH or PATH:ARGUMENT"
     )
     parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="the run's folder"
+        "--workdir",
+        required=True,
+        type=lambda text: pathlib.Path(text).expanduser(),
+        help="the run's folder",
     )
     parser.add_argument(
         "--allow-config-change",
@@ -68,8 +71,12 @@ def main(given: list[str]) -> int:
         jax.config.update("jax_default_matmul_precision", "highest")
     mesh = sharding.make_mesh(config.mesh.fsdp)
     model = assemble.model(config, mesh)
-    train, val = open_sources(config, options.workdir)
     first = jax.process_index() == 0
+    if first:
+        workdir.check(options.workdir, config, options.allow_config_change)
+    train, val = open_sources(config, options.workdir)
+    if config.init.weights and not any(options.workdir.glob("checkpoints/[0-9]*")):
+        starting.check(config, model)
     if first:
         workdir.claim(options.workdir, config, options.allow_config_change)
     try:
@@ -89,7 +96,10 @@ def open_sources(config: ConfigDict, folder: pathlib.Path):
     pipeline.require_decodable(train, max_pixels=config.data.max_pixels)
     if not (config.data.val and config.eval.every):
         return train, None
-    return train, sources.open_source(config.data.val, cache_dir=cache)
+    val = sources.open_source(config.data.val, cache_dir=cache)
+    pipeline.require_decodable(val, max_pixels=config.data.max_pixels)
+    probes.require_labels(train, val)
+    return train, val
 
 
 def pretrain(
@@ -114,6 +124,11 @@ def pretrain(
         config, model, recipe, mesh, checkpoints, key
     )
     first, steps = jax.process_index() == 0, config.train.steps
+    if done > steps:
+        raise ValueError(
+            f"{folder} is at step {done}, beyond train.steps={steps}; raise it, or "
+            "choose another --workdir."
+        )
     lines = note["history"]
     log = history.History(folder, done, lines) if first else history.Silent(lines)
     shown = progress.Progress(done, steps, None if first else progress.NOWHERE)

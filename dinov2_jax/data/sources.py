@@ -108,7 +108,8 @@ def open_source(
     parts = [part.strip() for part in spec.split(";") if part.strip()]
     if not parts:
         raise ValueError(f"{spec!r} names no source; give one such as folder:PATH.")
-    matches = [re.fullmatch(r"(.+?)(?:@(\d+(?:\.\d+)?))?", part) for part in parts]
+    weighted = re.compile(r"(.+?)(?:@(\d+(?:\.\d+)?))?", re.DOTALL)
+    matches = [weighted.fullmatch(part) for part in parts]
     opened = tuple(_open(match[1], cache_dir) for match in matches)
     weights = tuple(float(match[2] or 1) for match in matches)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)

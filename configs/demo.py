@@ -15,17 +15,18 @@ def get_config():
     """Settings of the demo."""
     config = base.default()
     config.data.update(train="demo:train", val="demo:val")
-    config.crops.update(global_size=64, local_size=32, local_number=4)
-    config.model.update(variant="Ti/8", depth=6, layerscale=1.0, drop_path=0.0)
+    config.crops.update(global_size=48, local_size=24, local_number=4)
+    config.augment.gray = 0.5
+    config.model.update(variant="Ti/8", width=128, depth=4, heads=4)
+    config.model.update(layerscale=1.0, drop_path=0.0)
     config.head.update(prototypes=512, hidden=512, bottleneck=128)
     config.loss.targets = "sinkhorn"
-    config.optim.update(base_lr=4e-3, warmup=30, freeze_last_layer=0)
+    config.optim.update(base_lr=8e-3, warmup=30, freeze_last_layer=0)
     config.optim.update(layer_decay=1.0, patch_embed_factor=1.0)
     config.optim.update(weight_decay=0.04, weight_decay_end=0.1)
-    config.teacher.update(momentum=0.95, temp=0.04, temp_warmup=0)
+    config.teacher.update(momentum=0.95, momentum_end=0.99, temp=0.04, temp_warmup=0)
     config.train.update(steps=300, batch_size=32, group_size=32, log_every=10)
     config.train.dtype = "float32"
-    config.eval.update(every=50, batch_size=112, resize=64, crop=64)
-    config.checkpoint.every = 50
-    config.mesh.unroll = 6
+    config.eval.update(every=100, batch_size=112, resize=64, crop=64)
+    config.checkpoint.every = 100
     return config

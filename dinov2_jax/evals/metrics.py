@@ -38,7 +38,7 @@ def unit_std(features: np.ndarray) -> float:
 
 
 def raw_pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
-    """[n H W 3] uint8 images averaged to side x side pixels, centred: [n side*side*3].
+    """[n H W 3] uint8 images averaged to side x side pixels: [n side*side*3].
 
     Raises: ValueError if the images are smaller than `side`.
     """
@@ -48,8 +48,7 @@ def raw_pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
     rows, columns = height // side * side, width // side * side
     x = images[:, :rows, :columns].astype(np.float32)
     x = x.reshape(n, side, rows // side, side, columns // side, channels).mean((2, 4))
-    x = x.reshape(n, -1)
-    return x - x.mean(1, keepdims=True)
+    return x.reshape(n, -1)
 
 
 def color_histograms(images: np.ndarray, bins: int = 8) -> np.ndarray:

@@ -10,7 +10,11 @@ from dinov2_jax import neighbors, sharding
 CASES = [
     pytest.param(
         2,
-        {"loss__targets": "sinkhorn", "head__separate": "true", "model__drop_path": "0.5"},
+        {
+            "loss__targets": "sinkhorn",
+            "head__separate": "true",
+            "model__drop_path": "0.5",
+        },
         id="sharded",
     ),
     pytest.param(
@@ -19,7 +23,9 @@ CASES = [
         id="accumulated",
     ),
     pytest.param(4, {"mesh__remat": "dots"}, id="sharded-dots", marks=pytest.mark.slow),
-    pytest.param(8, {"model__uniform_drop": "false"}, id="ring", marks=pytest.mark.slow),
+    pytest.param(
+        8, {"model__uniform_drop": "false"}, id="ring", marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -33,7 +39,11 @@ def test_eight_devices_give_the_losses_of_one(fsdp, overrides):
         tolerance = 1e-5 if step == 0 else 2e-3
         for name in a:
             np.testing.assert_allclose(
-                b[name], a[name], rtol=tolerance, atol=tolerance, err_msg=f"{step} {name}"
+                b[name],
+                a[name],
+                rtol=tolerance,
+                atol=tolerance,
+                err_msg=f"{step} {name}",
             )
     kernel = state.params["backbone"]["blocks"]["attn"]["qkv"]["kernel"]
     moment = state.opt_state[1].mu["backbone"]["blocks"]["attn"]["qkv"]["kernel"]

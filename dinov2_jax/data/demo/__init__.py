@@ -101,6 +101,6 @@ def _disguised(tile: np.ndarray, index: int) -> np.ndarray:
     """The tile in gray, with a contrast and mean brightness drawn for its number."""
     rng = np.random.default_rng(index)
     gray = tile.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
-    contrast, level = rng.uniform(0.7, 1.3), rng.uniform(90, 165)
+    contrast, level = rng.uniform(0.8, 1.2), rng.uniform(110, 140)
     gray = np.clip((gray - gray.mean()) * contrast + level, 0, 255)
     return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)

@@ -230,6 +230,8 @@ def measure(chosen: argparse.Namespace) -> dict:
         first = receive(ours, "ours")
         theirs.send(first.pop("now"))
         pairs.append((first, receive(theirs, "torch")))
+    for pipe in (ours, theirs):
+        pipe.send(None)
     return {
         "settings": vars(chosen) | {"json": None},
         "versions": [built.pop("version"), found["version"]],

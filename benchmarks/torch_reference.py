@@ -28,7 +28,7 @@ except ImportError as error:
     raise ImportError(
         f"{error}. This benchmark runs the reference in PyTorch: install the extra "
         "`torch` (pip install 'dinov2_jax[torch]'), then "
-        "pip install --no-deps dinov2==0.0.1.dev2 and pip install omegaconf fvcore."
+        "pip install --no-deps dinov2==0.0.1.dev2."
     ) from error
 
 

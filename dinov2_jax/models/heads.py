@@ -63,5 +63,5 @@ class Head(nn.Module):
                 kernel_init=layers.kernel_init,
                 name=f"mlp_{i}",
             )(x)
-            x = x if last else nn.gelu(x, approximate=False)
+            x = x if last else layers.gelu(x)
         return Prototypes(self.prototypes, self.dtype, name="last_layer")(normalize(x))

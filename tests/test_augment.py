@@ -91,12 +91,13 @@ def test_neutral_factors_change_nothing():
     np.testing.assert_array_equal(augment.hue(gray, 0.07), gray)
 
 
+@pytest.mark.torch
 def test_operations_agree_with_torchvision(monkeypatch):
     # Beside a CPU build of torch its compiled operators, unused here, do not load.
     name = "torchvision._meta_registrations"
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     functional = pytest.importorskip(
-        "torchvision.transforms.functional", reason="needs the extra 'parity'"
+        "torchvision.transforms.functional", reason="needs torch and torchvision"
     )
     picture = Image.fromarray(IMAGE)
     for ours, theirs, values in [

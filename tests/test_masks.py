@@ -40,8 +40,9 @@ def test_the_largest_block_is_the_references_chain_of_floors():
     ]
 
 
+@pytest.mark.torch
 def test_targets_equal_pytorchs_linspace():
-    torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
+    torch = pytest.importorskip("torch", reason="needs torch and torchvision")
     for count in range(1, 65):
         for low, high in [(0.1, 0.5), (0.05, 0.33), (0.0, 1.0), (0.2, 0.2)]:
             edges = torch.linspace(low, high, count + 1)[1:]

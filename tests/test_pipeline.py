@@ -281,13 +281,14 @@ def test_evaluation_settings_that_do_not_fit_are_refused(wrong):
         pipeline.eval_batches(Numbered(3), **settings)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("shape", [(300, 451), (451, 300), (200, 200), (31, 97)])
 def test_the_central_crop_equals_torchvisions(shape, monkeypatch):
     # Beside a CPU build of torch its compiled operators, unused here, do not load.
     name = "torchvision._meta_registrations"
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     transforms = pytest.importorskip(
-        "torchvision.transforms", reason="needs the extra 'parity'"
+        "torchvision.transforms", reason="needs torch and torchvision"
     )
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     picture = transforms.Resize(64, transforms.InterpolationMode.BICUBIC)(

@@ -1,6 +1,6 @@
 """Settings of all tests: CPU, eight virtual devices, full float32 products.
 
-Programs are compiled once a session and shared with the processes that tests start.
+Programs are compiled once and shared with the processes that tests start.
 """
 
 import atexit

@@ -56,20 +56,26 @@ class TeacherProbe:
 
         self.forward = forward
 
-    def batches(self, source: Source):
-        """Evaluation batches of this process."""
+    def batches(self, source: Source, batch_size: int, limit: int):
+        """This process's batches of at most `limit` images, spread over a source."""
         e, d = self.config.eval, self.config.data
         return pipeline.eval_batches(
             source,
-            batch_size=e.batch_size,
+            batch_size=batch_size,
             resize=e.resize,
             crop=e.crop,
             process=jax.process_index(),
             processes=jax.process_count(),
             threads=d.threads,
             max_pixels=d.max_pixels,
-            limit=e.limit,
+            limit=limit,
         )
+
+    def extract(self, apply, source: Source):
+        """Features, labels and record numbers of a whole split, up to `eval.limit`."""
+        e = self.config.eval
+        batches = self.batches(source, e.batch_size, e.limit)
+        return features.extract(apply, batches, self.mesh)
 
     def measure(self, state: Any) -> dict[str, float]:
         """k-NN and spread of the teacher's features; at step 0 also of plain pixels."""
@@ -78,10 +84,8 @@ class TeacherProbe:
         def cls(images):
             return self.forward(params, images)["cls"]
 
-        train, train_labels, _ = features.extract(
-            cls, self.batches(self.train), self.mesh
-        )
-        val, val_labels, _ = features.extract(cls, self.batches(self.val), self.mesh)
+        train, train_labels, _ = self.extract(cls, self.train)
+        val, val_labels, _ = self.extract(cls, self.val)
         found = self.score(train, train_labels, val, val_labels)
         found |= {
             "health/feature_std": metrics.unit_std(val.astype(np.float32)),
@@ -127,20 +131,9 @@ class TeacherProbe:
                 "images": images,
             }
 
-        e, d = self.config.eval, self.config.data
-        number = min(len(self.val), max(e.pictures, 32))
+        number = min(len(self.val), max(self.config.eval.pictures, 32))
         number = -(-number // self.mesh.size) * self.mesh.size
-        batches = pipeline.eval_batches(
-            self.val,
-            batch_size=number,
-            resize=e.resize,
-            crop=e.crop,
-            process=jax.process_index(),
-            processes=jax.process_count(),
-            threads=d.threads,
-            max_pixels=d.max_pixels,
-            limit=number,
-        )
+        batches = self.batches(self.val, number, number)
         found, _, _ = features.extract(patches, batches, self.mesh)
         return found["patches"], found["images"]
 
@@ -152,9 +145,7 @@ class TeacherProbe:
         }
         splits = []
         for source in (self.train, self.val):
-            images, labels, _ = features.extract(
-                lambda x: x, self.batches(source), self.mesh
-            )
+            images, labels, _ = self.extract(lambda x: x, source)
             splits.append(({k: f(images) for k, f in plain.items()}, labels))
         (train, train_labels), (val, val_labels) = splits
         return {

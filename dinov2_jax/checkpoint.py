@@ -9,6 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dinov2_jax import tree
+
 log = logging.getLogger(__name__)
 
 
@@ -104,6 +106,46 @@ def restore(
             "with this config; restore the folder or choose another --workdir."
         )
     return None
+
+
+def save_step(folder: pathlib.Path, state: Any, batch: Any) -> None:
+    """A state and the batch that it met, in a folder of their own, whole or not at all.
+
+    Args:
+        folder: to make; one that is there is replaced.
+        state, batch: trees of arrays; every process calls this.
+    """
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder.absolute(), {"state": state, "batch": batch}, force=True)
+
+
+def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any]:
+    """(state, batch) of `save_step`.
+
+    Args:
+        folder: of `save_step`.
+        state: tree of ShapeDtypeStructs with the shardings wanted now.
+        batch: flat struct of the shardings wanted; shapes are the folder's own.
+    Raises: ValueError if the folder is none of them, or of another config.
+    """
+    folder = folder.absolute()
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            stored = reader.metadata(folder).item_metadata.tree["batch"]
+
+            def shape(name: str, where: Any) -> jax.ShapeDtypeStruct:
+                found = stored[name]
+                return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=where)
+
+            shapes = tree.map_named(shape, batch)
+            found = reader.restore(folder, {"state": state, "batch": shapes})
+    except Exception as error:  # Orbax raises whatever it met
+        first = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder} holds no step of this config that can be read ({first}); give "
+            "WORKDIR/failed/STEP of a run of the same config."
+        ) from error
+    return found["state"], found["batch"]
 
 
 def load_params(folder: pathlib.Path, which: str = "teacher") -> dict:

@@ -1,6 +1,5 @@
-"""Devices as a mesh (replica, fsdp); rules that lay arrays over it; process start-up."""
+"""Devices as a mesh (replica, fsdp), and rules that lay arrays over it."""
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -21,29 +20,6 @@ RULES = {
     ".*_head/last_layer/g": P("fsdp"),
 }
 """Leaf name -> layout; moments and teacher end in the same names. Others are whole."""
-
-
-def start_processes() -> None:
-    """Join the other processes of this run, where a cluster's variables tell of any.
-
-    One process needs nothing. `DINOV2_JAX_COORDINATOR=host:port`, `..._PROCESSES` and
-    `..._PROCESS` say it by hand; a TPU pod and SLURM are recognised by JAX itself.
-    Raises: ValueError if only some of the three variables are set.
-    """
-    keys = [f"DINOV2_JAX_{name}" for name in ("COORDINATOR", "PROCESSES", "PROCESS")]
-    values = [os.environ.get(key) for key in keys]
-    if all(values):
-        address, number, index = values
-        jax.distributed.initialize(address, int(number), int(index))
-    elif any(values):
-        raise ValueError(f"Set all of {', '.join(keys)}, or none; got {values}.")
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or _on_tpu_pod():
-        jax.distributed.initialize()
-
-
-def _on_tpu_pod() -> bool:
-    """Whether the host's environment names several TPU workers."""
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from dinov2_jax import sharding
@@ -51,12 +52,79 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(monkeypatch):
         assert jax.tree.all(same), part
 
 
-def test_the_loop_names_step_and_terms_that_are_not_finite():
-    terms = {"health/rejected": np.int32(2), "loss/ibot": np.float32("nan")}
-    try:
-        loop._refuse_rejected(7, terms, 2)
-    except loop.NotFinite as error:
-        assert "Step 7" in str(error) and "loss/ibot=nan" in str(error)
-    else:
-        raise AssertionError("two rejected steps in a row must end the run")
-    loop._refuse_rejected(7, terms, 3)
+def guarded(most: int):
+    """A guard, its tally, and what it was asked to keep."""
+    kept, tally = [], loop.Tally()
+
+    def keep(step, state, batch):
+        kept.append((step, state, batch))
+        return "It is kept."
+
+    return loop.Guard(most, keep, tally), tally, kept
+
+
+def terms(rejected: int) -> dict:
+    """Metrics of a step, as far as the guard reads them."""
+    loss = np.float32("nan") if rejected else np.float32(1)
+    return {"health/rejected": np.int32(rejected), "loss/ibot": loss}
+
+
+def test_the_loop_names_step_and_terms_that_are_not_finite_a_step_late():
+    guard, tally, kept = guarded(2)
+    for step, rejected in enumerate((0, 1, 2), 1):
+        guard.add(f"state {step}", step, terms(rejected), f"batch {step}")
+    with pytest.raises(loop.NotFinite, match=r"Step 3.*loss/ibot=nan.*It is kept"):
+        guard.add("state 4", 4, terms(3), "batch 4")
+    # the state of now, which has not changed since, with the batch of the step
+    assert kept == [(3, "state 4", "batch 3")]
+    assert tally.rejected == 2
+
+
+def test_rejected_steps_are_counted_between_two_lines_of_the_history():
+    guard, tally, kept = guarded(3)
+    for step, rejected in enumerate((1, 2, 0, 1), 1):
+        guard.add(None, step, terms(rejected), None)
+    guard.finish(None)
+    guard.finish(None)
+    tally.skipped += 5
+    assert tally.read() == {"health/rejected": 3, "data/skipped": 5}
+    assert tally.read() == {"health/rejected": 0, "data/skipped": 0}
+    assert not kept
+
+
+def test_a_run_stops_at_a_step_and_does_none_beyond_it():
+    stop = loop.Stop(at=4)
+    assert [stop(done) for done in (0, 3)] == ["", ""]
+    assert stop(4) == stop(9) == "train.stop_at=4"
+
+
+def test_processes_ask_each_other_at_the_same_steps_only():
+    asked = []
+
+    def agree(flag):
+        asked.append(flag)
+        return True
+
+    stop = loop.Stop(agree=agree, every=5)
+    assert [stop(done) for done in (3, 4)] == ["", ""] and not asked
+    assert stop(5) == "another process ended"
+    stop.signal = "SIGTERM"
+    assert stop(10) == "SIGTERM" and asked == [False, True]
+
+
+def test_after_too_many_rejected_steps_the_state_stays_for_who_reads_late(monkeypatch):
+    config, real = tiny.config(train__max_rejected="2"), tiny.batch
+
+    def spoiled(c, number):
+        good = real(c, number)
+        crops = np.asarray(good.global_crops, np.float32) / 255
+        crops[0] = np.nan if number in (1, 2) else crops[0]
+        local = np.asarray(good.local_crops, np.float32) / 255
+        return good.replace(global_crops=crops, local_crops=local)
+
+    monkeypatch.setattr(tiny, "batch", spoiled)
+    before, _ = tiny.train(config, one_device(), 1)
+    after, metrics = tiny.train(config, one_device(), 4)
+    assert np.isfinite(metrics[3]["loss/total"]) and int(after.rejected) == 3
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before.params, after.params)
+    assert jax.tree.all(same)

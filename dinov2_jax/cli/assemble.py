@@ -109,6 +109,7 @@ def recipe(config: ConfigDict, built: dino.DINO, shapes: dict) -> step.Recipe:
         center_momentum=c.center_momentum,
         sinkhorn_iterations=c.sinkhorn_iterations,
         accumulate=config.train.accumulate,
+        max_rejected=config.train.max_rejected,
         seed=config.seed,
     )
 
@@ -131,6 +132,12 @@ def initial_params(config: ConfigDict, built: dino.DINO, key: jax.Array) -> dict
         train=False,
         method="student",
     )["params"]
+
+
+def shapes(config: ConfigDict, built: dino.DINO) -> dict:
+    """Shapes of `initial_params`; nothing is computed."""
+    key = jax.random.key(config.seed)
+    return jax.eval_shape(lambda k: initial_params(config, built, k), key)
 
 
 def check(config: ConfigDict, devices: int, processes: int) -> None:

@@ -22,8 +22,12 @@ FREE = (
     "data.prefetch",
     "train.stop_at",
     "train.minutes",
+    "mesh.fsdp",
+    "mesh.remat",
+    "mesh.unroll",
 )
-"""Settings that a continued run may change: they change no result."""
+"""Settings that a continued run may change: no result depends on them but, where sums
+are taken in another order, by rounding."""
 
 PACKAGES = [
     "jax",
@@ -107,12 +111,24 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
     about = {
         "command": shlex.join(["dinov2-jax", "train", *command]),
         "continue": shlex.join(["dinov2-jax", "train", *command]),
-        "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+        "started": _now(),
         "versions": _versions(),
         "git": _git(),
         **facts,
     }
     write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
+
+
+def finish(folder: pathlib.Path, **facts) -> None:
+    """Add to run.json when this start ended, and given facts."""
+    about = json.loads((folder / "run.json").read_text())
+    about |= {"finished": _now(), **facts}
+    write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
+
+
+def _now() -> str:
+    """This moment as text."""
+    return datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
 
 
 def _versions() -> dict[str, str]:

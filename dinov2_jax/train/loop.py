@@ -22,24 +22,96 @@ class NotFinite(RuntimeError):
 
 @dataclasses.dataclass
 class Stop:
-    """Why a run ends before its last step; falsy as long as it does not."""
+    """When a run ends before its last step: a signal, a step, or a time.
 
-    reason: str = ""
+    Fields: `at` step, 0 for none; `minutes` from now, 0 for none; `agree` tells
+    whether a flag is set on any process, None for a single one; `every` so many steps
+    the processes ask each other, so that all end at the same one.
+    """
 
-    def __bool__(self) -> bool:
-        return bool(self.reason)
+    at: int = 0
+    minutes: float = 0.0
+    agree: Callable[[bool], bool] | None = None
+    every: int = 1
+    signal: str = ""
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
     def on_signals(self) -> "Stop":
         """SIGTERM and SIGINT end the run after the step; a second one at once."""
 
         def handle(number, frame):
-            if self.reason:
+            if self.signal:
                 os._exit(128 + number)
-            self.reason = signal.Signals(number).name
+            self.signal = signal.Signals(number).name
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle)
         return self
+
+    def __call__(self, done: int) -> str:
+        """Why to end after `done` steps; "" to go on."""
+        if self.at and done >= self.at:
+            return f"train.stop_at={self.at}"
+        late = self.minutes and time.monotonic() - self.began > 60 * self.minutes
+        reason = self.signal or (f"train.minutes={self.minutes}" if late else "")
+        if self.agree is None:
+            return reason
+        if done % self.every:
+            return ""
+        some = self.agree(bool(reason))
+        return (reason or "another process ended") if some else ""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What happened since the last line of the history; checkpoints keep it."""
+
+    skipped: int = 0  # records that were replaced
+    rejected: int = 0  # steps that were not applied
+
+    def read(self) -> Metrics:
+        """The counts as metrics, and a new start."""
+        found = {"data/skipped": self.skipped, "health/rejected": self.rejected}
+        self.skipped = self.rejected = 0
+        return found
+
+
+@dataclasses.dataclass
+class Guard:
+    """Counts rejected steps and ends the run when too many come in a row.
+
+    A step is looked at when the next one is under way, so that the device need not
+    wait; `finish` looks at the last one. Fields: `most` in a row that are too many;
+    `keep(step, state, batch)` saves what reproduces such a step and says where;
+    `tally` takes the count.
+    """
+
+    most: int
+    keep: Callable[[int, Any, Any], str]
+    tally: Tally
+    pending: tuple | None = None
+
+    def add(self, state: Any, done: int, terms: dict[str, jax.Array], batch: Any):
+        """Look at the step before this one. Raises: NotFinite."""
+        self.finish(state)
+        self.pending = (done, terms, batch)
+
+    def finish(self, state: Any) -> None:
+        """Look at the step that is still pending. Raises: NotFinite."""
+        if self.pending is None:
+            return
+        (done, terms, batch), self.pending = self.pending, None
+        in_a_row = int(terms["health/rejected"])
+        self.tally.rejected += in_a_row > 0
+        if in_a_row < self.most:
+            return
+        values = {name: float(x) for name, x in jax.device_get(terms).items()}
+        bad = [f"{name}={x}" for name, x in values.items() if not math.isfinite(x)]
+        raise NotFinite(
+            f"Step {done}: {self.most} steps in a row were not finite and were not "
+            f"applied ({', '.join(bad)}). Lower optim.base_lr, check the data, or "
+            f"compute in train.dtype=float32. {self.keep(done, state, batch)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +166,10 @@ def run(
     progress: Progress,
     save: Callable[[int, Any, float | None], None],
     ended: Callable[[int], str],
+    guard: Guard,
     log_every: int = 10,
     save_every: int = 0,
     probes: Sequence[Probe] = (),
-    max_rejected: int = 5,
 ) -> tuple[Any, int, str]:
     """Train from step `start` to `stop` or until `ended` gives a reason.
 
@@ -114,43 +186,43 @@ def run(
         progress: where the user looks.
         save: (step, state, k-NN or None) writes a checkpoint.
         ended: (step) -> why the run should end now, "" to go on.
+        guard: looks at every step.
         log_every, save_every: steps between; 0 only at the end.
         probes: measured at the start of a new run, every so many steps, at the end.
-        max_rejected: non-finite steps in a row that are too many.
     Returns: (state, steps done, reason or "" when it came to its end).
-    Raises: NotFinite naming step and term; the caller's checkpoints stay.
+    Raises: NotFinite naming step and terms; the caller's checkpoints stay.
     """
-    skipped, pending = 0, (start, {})
+    reason, tally = ended(start), guard.tally
     if start == 0:
         found = measured(probes, state, 0, stop)
         if found:
             history.write(0, found)
             progress.show(0, summary(found))
+    elif reason:
+        return state, start, reason
     meter = Meter()
     for done in range(start + 1, stop + 1):
         before = time.monotonic()
         batch, lost = next(batches)
         meter.waited += time.monotonic() - before
-        skipped += lost
+        tally.skipped += lost
         state, terms = step(state, batch)
         meter.steps += 1
-        reason = ended(done)
-        last = done == stop or bool(reason)
-        _refuse_rejected(*pending, max_rejected)
-        pending, found = (done, terms), {}
-        if last:
-            _refuse_rejected(*pending, max_rejected)
-        if done % log_every == 0 or last:
+        guard.add(state, done, terms, batch)
+        reason, found = ended(done), {}
+        logging = done == stop or done % log_every == 0
+        saving = done == stop or reason or (save_every and done % save_every == 0)
+        if logging or saving:
+            guard.finish(state)
+        if logging:
             found = {name: float(x) for name, x in jax.device_get(terms).items()}
-            found["data/skipped"] = skipped
-            skipped = 0
-            found |= meter.read(images)
+            found |= tally.read() | meter.read(images)
         pause = time.monotonic()
         found |= measured(probes, state, done, stop)
         if found:
             history.write(done, found)
             progress.show(done, summary(found))
-        if last or (save_every and done % save_every == 0):
+        if saving:
             save(done, state, found.get("knn/top1"))
         meter.began += time.monotonic() - pause
         progress.update(done)
@@ -180,16 +252,3 @@ def summary(found: Metrics) -> str:
         "time/data_wait_share": "data wait {:.0%}",
     }
     return "  ".join(text.format(found[k]) for k, text in shown.items() if k in found)
-
-
-def _refuse_rejected(done: int, terms: dict[str, jax.Array], most: int) -> None:
-    """Raise NotFinite, naming step and terms, if too many steps were rejected."""
-    if not terms or int(terms["health/rejected"]) < most:
-        return
-    values = {name: float(x) for name, x in jax.device_get(terms).items()}
-    bad = [f"{name}={x}" for name, x in values.items() if not math.isfinite(x)]
-    raise NotFinite(
-        f"Step {done}: {most} steps in a row were not finite and were not applied "
-        f"({', '.join(bad)}). Lower optim.base_lr, check the data, or compute in "
-        "train.dtype=float32; the last good checkpoint is kept."
-    )

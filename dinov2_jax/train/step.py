@@ -30,7 +30,8 @@ class Recipe:
 
     Fields: `schedules` holds lr, last_layer_lr, weight_decay, ema_rate (1 - teacher
     momentum) and teacher_temp; `targets` is `centered`, `sinkhorn` or `plain`;
-    `accumulate` splits the student's pass into that many parts.
+    `accumulate` splits the student's pass into that many parts; after `max_rejected`
+    non-finite steps in a row nothing is applied any more.
     """
 
     model: dino.DINO
@@ -44,6 +45,7 @@ class Recipe:
     center_momentum: float = 0.9
     sinkhorn_iterations: int = 3
     accumulate: int = 1
+    max_rejected: int = 5
     seed: int = 0
 
 
@@ -175,6 +177,26 @@ def ssl_grad(
     return jax.lax.scan(add, zeros, scanned)[0]
 
 
+def gradient(
+    recipe: Recipe, state: TrainState, batch: Batch
+) -> tuple[Any, dict[str, jax.Array], Targets, Centers]:
+    """What a step finds out before it changes anything.
+
+    Args:
+        recipe, state, batch: as `train_step`.
+    Returns: (gradient of the student, terms, the teacher's targets, next centres).
+    """
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    batch = batch.replace(
+        global_crops=normalize(batch.global_crops),
+        local_crops=normalize(batch.local_crops),
+    )
+    temp = recipe.schedules["teacher_temp"](state.step)
+    targets, centers = teach(recipe, state.teacher, state.centers, batch, temp)
+    grads, terms = ssl_grad(state.params, recipe, batch, targets, key)
+    return grads, terms, targets, centers
+
+
 def train_step(
     recipe: Recipe, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -186,40 +208,27 @@ def train_step(
         batch: crops uint8 or already normalised; masks on their buffer.
     Returns: the state after the step, and float32 scalars to log. Where the loss or a
         gradient is not finite the old student, teacher, moments and centres stay, the
-        step counts on and `rejected` counts such steps in a row.
+        step counts on and `rejected` counts such steps in a row. From the
+        `max_rejected`-th on they stay for good: who reads the metrics a step late
+        still finds the state that such a step was tried on.
     Source: the reference's `SSLMetaArch` and `do_train`.
     Differs: the reference's gradient scaler skips only the optimiser in such a step.
     """
     now = {name: at(state.step) for name, at in recipe.schedules.items()}
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    batch = batch.replace(
-        global_crops=normalize(batch.global_crops),
-        local_crops=normalize(batch.local_crops),
-    )
-    targets, centers = teach(
-        recipe, state.teacher, state.centers, batch, now["teacher_temp"]
-    )
-    grads, terms = ssl_grad(state.params, recipe, batch, targets, key)
+    grads, terms, targets, centers = gradient(recipe, state, batch)
     updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     teacher = optax.incremental_update(params, state.teacher, now["ema_rate"])
     norms = {name: optax.tree.norm(part) for name, part in grads.items()}
     finite = jnp.isfinite(terms["loss/total"] + sum(norms.values()))
-    step, old = (
-        state.step + 1,
-        (
-            state.params,
-            state.teacher,
-            state.opt_state,
-            state.centers,
-        ),
-    )
+    applied = finite & (state.rejected < recipe.max_rejected)
     kept = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
+        lambda new, old: jnp.where(applied, new, old),
         (params, teacher, opt_state, centers),
-        old,
+        (state.params, state.teacher, state.opt_state, state.centers),
     )
-    state = TrainState(step, *kept, jnp.where(finite, 0, state.rejected + 1))
+    rejected = jnp.where(applied, 0, state.rejected + 1)
+    state = TrainState(state.step + 1, *kept, rejected)
     terms |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
     now |= {"momentum": 1 - now["ema_rate"]}
     terms |= {f"sched/{name}": value for name, value in now.items()}

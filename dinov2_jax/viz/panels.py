@@ -34,7 +34,7 @@ TITLES = {
     "time/data_wait_share": "waiting for data, share of time",
     "memory/peak_gib": "peak, GiB",
     "health/agreement": "student and teacher agree",
-    "health/rejected": "rejected steps in a row",
+    "health/rejected": "rejected steps since the line before",
 }
 WORDS = {"dino": "DINO", "ibot": "iBOT", "koleo": "KoLeo", "kl": "KL", "knn": "k-NN"}
 STYLE = {

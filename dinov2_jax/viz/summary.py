@@ -31,7 +31,7 @@ class Summary:
     log_prototypes: float | None  # ln K: the loss of a head that tells nothing apart
     images_per_s: float | None  # median of the last RECENT
     skipped_images: int | None
-    skipped_steps: int | None  # logged steps that were rejected
+    skipped_steps: int | None  # steps that were rejected
     state: str  # finished, or not finished with the last step
 
 
@@ -68,7 +68,7 @@ def summary(run: history.Run) -> Summary:
         log_prototypes=history.last(metrics, "health/log_prototypes_dino"),
         images_per_s=float(np.median(speed)) if len(speed) else None,
         skipped_images=int(np.nansum(skipped)) if len(skipped) else None,
-        skipped_steps=np.count_nonzero(rejected) if len(rejected) else None,
+        skipped_steps=int(np.nansum(rejected)) if len(rejected) else None,
         state=_state(run, step, steps),
     )
 

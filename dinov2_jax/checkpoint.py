@@ -13,6 +13,10 @@ from dinov2_jax import tree
 
 log = logging.getLogger(__name__)
 
+SHARE = 4 << 20  # bytes
+"""A copy on several devices is written in shares only if each has so many: cutting
+one compiles a program for every shape, which takes longer than writing small arrays."""
+
 
 def manager(
     folder: pathlib.Path, keep: int = 2, keep_every: int = 0, keep_best: bool = True
@@ -46,7 +50,13 @@ def manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
     )
-    return ocp.CheckpointManager(folder, options=options)
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARE)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        "note": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def save(
@@ -66,7 +76,7 @@ def save(
         knn: accuracy at this step, for `keep_best`.
     """
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note)
+        state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)
     )
     metrics = None if knn is None else {"knn": knn}
     checkpoints.save(step, args=args, metrics=metrics)
@@ -85,10 +95,11 @@ def restore(
         removed, so that its step can be saved again.
     Raises: ValueError if there are checkpoints and none can be read.
     """
-    broken = []
+    broken, wanted = [], ocp.checkpoint_utils.construct_restore_args(shapes)
     for step in sorted(checkpoints.all_steps(), reverse=True):
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), note=ocp.args.JsonRestore()
+            state=ocp.args.PyTreeRestore(item=shapes, restore_args=wanted),
+            note=ocp.args.JsonRestore(),
         )
         try:
             found = checkpoints.restore(step, args=args)

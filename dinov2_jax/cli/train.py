@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import functools
 import logging
 import pathlib
@@ -97,6 +98,13 @@ def main(given: list[str]) -> int:
     except loop.NotFinite as error:
         print(f"dinov2-jax train: {error}", file=sys.stderr)
         return 3
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{options.workdir}: {error.strerror}. Free some, and the same command "
+            "goes on from the newest whole checkpoint."
+        ) from error
     if first and reason:
         print(f"Stopped: {reason}. The same command goes on from here.")
     return 0

@@ -5,6 +5,9 @@ does not depend on how many processes, workers or threads build it.
 """
 
 import atexit
+import multiprocessing.connection
+import os
+import threading
 import weakref
 from collections.abc import Iterator
 
@@ -212,7 +215,7 @@ def _iterate(steps: grain.MapDataset, workers: int, threads: int, prefetch: int)
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=prefetch
             ),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_worker_started,
         )
     elements = _elements(dataset)
     _OPEN.add(elements)
@@ -235,6 +238,16 @@ def _close_all() -> None:
         elements.close()
 
 
-def _one_thread(worker: int, workers: int) -> None:
-    """Keeps OpenCV of each worker to one thread: the workers are the parallelism."""
+def _worker_started(worker: int, workers: int) -> None:
+    """Fits a worker to its life: one thread of OpenCV, and no longer than its parent.
+
+    The workers are the parallelism; and a parent that is killed cannot end them.
+    """
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has ended."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

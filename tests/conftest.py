@@ -5,6 +5,8 @@ Programs are compiled once and shared with the processes that tests start.
 
 import atexit
 import os
+import pathlib
+import re
 import shutil
 import tempfile
 
@@ -25,9 +27,10 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--golden: folder of golden data for tests/parity; --all: slow tests too."""
+    """--golden: data for tests/parity; --all: slow tests too; --lines: a table."""
     parser.addoption("--golden", default=None, help="folder of golden data")
     parser.addoption("--all", action="store_true", help="run every slow test too")
+    parser.addoption("--lines", help="file for a table of bad inputs and their lines")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
@@ -42,3 +45,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list) -> None:
 def devices() -> list:
     """The virtual devices."""
     return jax.devices()
+
+
+LINES = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def told(request):
+    """Keeps what the command said of a bad input, for the table of --lines."""
+    rows = request.config.stash.setdefault(LINES, [])
+
+    def keep(what: str, line: str) -> None:
+        # Folders of this machine mean nothing to a reader.
+        line = re.sub(r"/[\w./-]*/(?=[\w.*-]+)", ".../", line).replace("|", "\\|")
+        rows.append(f"| {what} | {line.replace('dinov2-jax train: ', '')} |")
+
+    return keep
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table of --lines."""
+    path = session.config.getoption("--lines")
+    if path:
+        head = "| bad input | the line that it printed |\n|---|---|\n"
+        rows = session.config.stash.get(LINES, [])
+        pathlib.Path(path).write_text(head + "".join(f"{row}\n" for row in rows))

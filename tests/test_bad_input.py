@@ -157,8 +157,10 @@ def config(places, tmp_path):
 
 
 @pytest.fixture
-def refusal(capsys, tmp_path):
+def refusal(capsys, tmp_path, request, told):
     """Runs `train`, which must fail; returns its one line. Nothing may be left."""
+    what = request.node.name.partition("[")[2].rstrip("]")
+    what = what or request.node.name.removeprefix("test_").replace("_", " ")
 
     def run(config, *arguments: str, folder: pathlib.Path = tmp_path / "run") -> str:
         before = contents(folder)
@@ -168,6 +170,7 @@ def refusal(capsys, tmp_path):
         lines = [line for line in err.splitlines() if "WARNING" not in line]
         assert out == "" and len(lines) == 1, err
         assert contents(folder) == before
+        told(what, lines[0])
         return lines[0]
 
     return run

@@ -47,11 +47,12 @@ def test_a_second_run_can_meet_at_the_same_address(address):
         assert set(meet_all(address, 3, [0, 1, 2]).values()) == {None}
 
 
-def test_who_is_missing_is_told_to_all_with_the_address(address):
+def test_who_is_missing_is_told_to_all_with_the_address(address, told):
     found = meet_all(address, 4, [0, 2], timeout=1)
     for error in found.values():
         assert isinstance(error, TimeoutError)
         assert address in str(error) and "[1, 3]" in str(error) and "1 s" in str(error)
+        told("a missing peer", str(error))
 
 
 def test_without_process_zero_the_others_name_the_address(address):
@@ -60,10 +61,11 @@ def test_without_process_zero_the_others_name_the_address(address):
     assert address in str(error) and "nothing of ours answers" in str(error)
 
 
-def test_a_port_in_use_is_named(address):
+def test_a_port_in_use_is_named(address, told):
     with socket.create_server(("", int(address.partition(":")[2]))):
         (error,) = meet_all(address, 2, [0], timeout=5).values()
     assert address in str(error) and "cannot listen" in str(error)
+    told("a port in use", str(error))
 
 
 def test_what_is_no_process_of_ours_is_not_counted(address):

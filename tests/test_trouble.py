@@ -20,12 +20,15 @@ straight = test_run.straight  # the fixture: a run that met none
 WILD = ["--config.optim.base_lr=1e36", "--config.eval.every=0"]
 
 
-def test_steps_that_are_not_finite_end_the_run_and_can_be_seen_again(tmp_path, capsys):
+def test_steps_that_are_not_finite_end_the_run_and_can_be_seen_again(
+    tmp_path, capsys, told
+):
     ended, endless = tmp_path / "ended", tmp_path / "endless"
     given = test_run.arguments(ended, *WILD, "--config.train.max_rejected=3")
     assert command.main(given) == 3
     said = capsys.readouterr().err.splitlines()[-1]
     assert "3 steps in a row were not finite" in said and "loss/total=nan" in said
+    told("steps that are not finite", said)
     replay = re.search(r"--replay=(\S+)", said)[0]
     step = int(replay.rpartition("/")[2])
     assert test_run.lines(ended)[-1]["step"] < step
@@ -81,7 +84,7 @@ def fill(folder, leave: int):
 
 @pytest.mark.parametrize("leave", [0, 300_000])  # bytes: no line more; no checkpoint
 def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
-    leave, straight, small_disk, capsys
+    leave, straight, small_disk, capsys, told
 ):
     workdir = small_disk / "run"
     given = test_run.arguments(workdir)
@@ -92,6 +95,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in said and str(workdir) in said
     assert len(said) < 500
+    told("a full disk while saving", said)
     ballast.unlink()
     assert command.main(given) == 0
     assert "continuing at step 3" in capsys.readouterr().err
@@ -147,7 +151,7 @@ def test_a_folder_with_corrupt_images_trains(five_in_a_hundred, tmp_path):
 
 
 def test_above_a_share_of_corrupt_images_the_run_stops(
-    five_in_a_hundred, tmp_path, capsys
+    five_in_a_hundred, tmp_path, capsys, told
 ):
     (folder, _), workdir = five_in_a_hundred, tmp_path / "run"
     given = test_run.arguments(
@@ -161,3 +165,4 @@ def test_above_a_share_of_corrupt_images_the_run_stops(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "of 16 records" in said and "data.max_skipped=0.01" in said
     assert "skipped.txt" in said
+    told("too many corrupt images", said)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GB of RGB
 
@@ -65,6 +65,10 @@ def _by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
             return np.array(picture.convert("RGB"))
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:
+        raise DecodeError(
+            f"these {len(data)} bytes are no image of {', '.join(FORMATS)}"
+        ) from error
     # Pillow's readers raise nearly every kind of error on damaged bytes.
     except Exception as error:
         raise DecodeError(

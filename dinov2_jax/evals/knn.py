@@ -1,5 +1,6 @@
 """Weighted k-nearest-neighbour classification of L2-normalised features."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -9,11 +10,12 @@ import numpy as np
 from dinov2_jax import neighbors
 
 
+@functools.partial(jax.jit, static_argnames=("classes", "ks"))
 def votes(
     dots: jax.Array,
     labels: jax.Array,
     classes: int,
-    ks: Sequence[int],
+    ks: tuple[int, ...],
     temp: float = 0.07,
 ) -> dict[int, jax.Array]:
     """Class scores from sorted neighbours.
@@ -28,8 +30,8 @@ def votes(
         normalising them again, as the reference does.
     """
     weights = jax.nn.softmax(dots / temp, axis=1)
-    hits = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
-    return {k: jnp.einsum("nk,nkc->nc", weights[:, :k], hits[:, :k]) for k in ks}
+    none, rows = jnp.zeros((len(dots), classes)), jnp.arange(len(dots))[:, None]
+    return {k: none.at[rows, labels[:, :k]].add(weights[:, :k]) for k in ks}
 
 
 def top1(
@@ -73,7 +75,7 @@ def top1(
             rows, keys, largest, shards=shards, number=len(train)
         )
         nearest = train_labels[np.asarray(ids)]
-        scores = votes(np.asarray(dots), nearest, classes, ks, temp)
+        scores = votes(dots, nearest, classes, tuple(ks), temp)
         for k, score in scores.items():
             right[k] += int((np.asarray(score).argmax(1) == wanted).sum())
     return {k: n / len(val) for k, n in right.items()}

@@ -42,7 +42,7 @@ def test_the_neighbours_labels_equal_the_reference(data, nearest):
 
 def test_class_scores_of_every_k_equal_the_reference(data, nearest):
     meta = data.meta
-    scores = knn.votes(*nearest, meta["nc"], meta["ks"], meta["T"])
+    scores = knn.votes(*nearest, meta["nc"], tuple(meta["ks"]), meta["T"])
     assert sorted(scores) == sorted(meta["ks"])
     for k, got in scores.items():
         np.testing.assert_allclose(got, data[f"knn/probs_k{k}"], atol=CLOSE)

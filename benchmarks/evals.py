@@ -1,0 +1,103 @@
+"""k-NN here and in faiss (exact, on the CPU), on the same random features.
+
+    python benchmarks/evals.py --out=benchmarks/results/evals.json
+
+Prints seconds of each in pairs, the median ratio, and whether both find the same
+neighbours. faiss is in no extra: pip install faiss-cpu.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from dinov2_jax import neighbors
+from dinov2_jax.evals import knn
+
+
+def options() -> argparse.Namespace:
+    """Sizes of the task."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=50_000, help="rows")
+    parser.add_argument("--val", type=int, default=50_000, help="rows")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--neighbors", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3, help="pairs")
+    parser.add_argument("--out", type=pathlib.Path)
+    return parser.parse_args()
+
+
+def features(rows: int, width: int, seed: int) -> np.ndarray:
+    """[rows width] float32, of unit length."""
+    x = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def ours(train: np.ndarray, val: np.ndarray, k: int, block: int = 1024) -> np.ndarray:
+    """[n k] neighbours, by the blocks that the evaluation uses."""
+    keys = neighbors.spread(train, 1)
+    found = [
+        neighbors.topk(val[i : i + block], keys, k)[1]
+        for i in range(0, len(val), block)
+    ]
+    return np.concatenate([np.asarray(x) for x in found])
+
+
+def theirs(train: np.ndarray, val: np.ndarray, k: int) -> np.ndarray:
+    """[n k] neighbours by faiss."""
+    import faiss
+
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(train)
+    return index.search(val, k)[1]
+
+
+def timed(search, *arguments) -> tuple[float, np.ndarray]:
+    """Seconds and what was found."""
+    began = time.perf_counter()
+    found = search(*arguments)
+    return time.perf_counter() - began, found
+
+
+def main() -> None:
+    """Time both in turns."""
+    given = options()
+    train = features(given.train, given.width, 0)
+    val = features(given.val, given.width, 1)
+    labels = np.random.default_rng(2).integers(0, 1000, given.train)
+    guesses = np.random.default_rng(3).integers(0, 1000, given.val)
+    ours(train[:5000], val[:2048], given.neighbors)  # compile
+    pairs, same = [], []
+    for _ in range(given.repeats):
+        here, a = timed(ours, train, val, given.neighbors)
+        there, b = timed(theirs, train, val, given.neighbors)
+        pairs.append((here, there))
+        same.append(float((a == b).mean()))
+        print(f"ours {here:.1f} s, faiss {there:.1f} s", flush=True)
+    whole, _ = timed(knn.top1, train, labels, val, guesses, (10, given.neighbors))
+    result = {
+        "train": given.train,
+        "val": given.val,
+        "width": given.width,
+        "neighbors": given.neighbors,
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "cores": os.cpu_count(),
+        "seconds": pairs,
+        "ratio_ours_over_faiss": statistics.median(a / b for a, b in pairs),
+        "same_neighbors": min(same),
+        "whole_knn_evaluation_s": whole,
+    }
+    print(json.dumps(result, indent=2))
+    if given.out:
+        part = given.out.with_name(given.out.name + ".part")
+        part.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(part, given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,11 @@
-"""A healthy run of the demo beside one that is made to collapse.
+"""A healthy run of the demo beside two that are made to collapse.
 
     python benchmarks/health.py --out=docs/pictures
 
-Prints what both measured of themselves, as a table in Markdown, and leaves the curves
+Prints what they measured of themselves, as a table in Markdown, and leaves the curves
 as health.png and knn.png. The second run has no centering (loss.targets=none): nothing
-keeps its teacher from giving every image the same answer.
+keeps its teacher from giving every image the same answer. The third has no KoLeo
+either, which keeps the backbone's features apart whatever the head does.
 """
 
 import argparse
@@ -16,7 +17,12 @@ from dinov2_jax import __main__ as command
 from dinov2_jax.viz import curves, history
 
 ROOT = pathlib.Path(__file__).parents[1]
-RUNS = {"healthy": [], "collapsed": ["--config.loss.targets=none"]}
+NO_CENTERING = "--config.loss.targets=none"
+RUNS = {
+    "healthy": [],
+    "no_centering": [NO_CENTERING],
+    "nor_koleo": [NO_CENTERING, "--config.loss.koleo_weight=0"],
+}
 SHOWN = [
     "loss/total",
     "loss/koleo",
@@ -51,7 +57,7 @@ def near(metrics: list[dict], key: str, step: int) -> str:
 
 
 def main() -> None:
-    """Run both, print the table, leave the pictures."""
+    """Run all, print the table, leave the pictures."""
     given = options()
     home = given.runs or pathlib.Path(tempfile.mkdtemp(prefix="health-"))
     for name, overrides in RUNS.items():
@@ -60,7 +66,7 @@ def main() -> None:
         if command.main(arguments):
             raise SystemExit(f"the {name} run failed.")
     runs = {run.name: run.metrics for run in history.read([home / n for n in RUNS])}
-    steps = [10, 40, 100]
+    steps = [10, 100]
     heads = [f"{name}, step {step}" for name in runs for step in steps]
     print("| metric | " + " | ".join(heads) + " |")
     print("|---|" + "---|" * len(heads))

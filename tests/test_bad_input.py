@@ -8,6 +8,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -326,7 +327,9 @@ def stopped(config, tmp_path):
         folder = tmp_path / "stopped"
         workdir.claim(folder, c, False)
         with checkpoint.manager(folder / "checkpoints") as checkpoints:
-            checkpoint.save(checkpoints, 6, state, {"next_step": 6, "history": []})
+            state = jax.tree.map(jnp.asarray, state)
+            note = {"next_step": 6, "history": [], "tally": {}}
+            checkpoint.save(checkpoints, 6, state, note)
         return folder
 
     return make

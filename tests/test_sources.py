@@ -70,7 +70,8 @@ def test_ignored_files_are_counted_in_one_line(tmp_path, caplog):
     assert "1 .txt" in line and "1 .png" in line and "1 without extension" in line
 
 
-def test_a_kept_list_is_used_until_the_folder_changes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", [".", "cat", "dog/old"])
+def test_a_kept_list_is_used_until_a_folder_changes(changed, tmp_path, monkeypatch):
     root, kept = write(tmp_path / "images", FILES), tmp_path / "run"
     first = folder.Folder(str(root), kept)
     monkeypatch.setattr(folder, "_images", lambda *_: pytest.fail("walked again"))
@@ -78,10 +79,20 @@ def test_a_kept_list_is_used_until_the_folder_changes(tmp_path, monkeypatch):
     assert listed(again, root) == listed(first, root) == EXPECTED
     assert again.classes == first.classes
     monkeypatch.undo()
-    (root / "cat" / "new.png").write_bytes(FILES["cat/c.png"])
-    os.utime(root / "cat", ns=(0, 1))  # clocks of some file systems are coarse
+    (root / changed / "new.png").write_bytes(FILES["cat/c.png"])
+    os.utime(root / changed, ns=(0, 1))  # clocks of some file systems are coarse
     assert len(folder.Folder(str(root), kept)) == len(first) + 1
     assert not list(kept.glob("*.tmp*"))
+
+
+@pytest.mark.parametrize("size", [0, 100, -30])
+def test_a_damaged_kept_list_is_made_anew(size, tmp_path, caplog):
+    root, kept = write(tmp_path / "images", FILES), tmp_path / "run"
+    folder.Folder(str(root), kept)
+    (file,) = kept.iterdir()
+    file.write_bytes(file.read_bytes()[:size])
+    assert listed(folder.Folder(str(root), kept), root) == EXPECTED
+    assert "is made anew" in caplog.text
 
 
 def test_links_in_a_circle_do_not_hang(tmp_path):

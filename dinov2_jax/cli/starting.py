@@ -1,16 +1,21 @@
 """Starting a run from given weights."""
 
+import logging
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax import checkpoint, tree
+from dinov2_jax import checkpoint, tree, zoo
 from dinov2_jax.cli import assemble
-from dinov2_jax.convert import names, read
+from dinov2_jax.convert import names
 from dinov2_jax.models import dino, posembed, vit
 from dinov2_jax.train.state import TrainState
+
+log = logging.getLogger(__name__)
 
 INTO = {"student": ("params",), "teacher": ("teacher",), "both": ("params", "teacher")}
 
@@ -18,15 +23,24 @@ INTO = {"student": ("params",), "teacher": ("teacher",), "both": ("params", "tea
 def with_weights(
     state: TrainState, layout: TrainState, config: ConfigDict, backbone: vit.ViT
 ) -> TrainState:
-    """The state of step 0 with `init.weights` in the backbones `init.into` names.
+    """The state of step 0 with `init.weights` in the networks that `init.into` names.
 
-    A workdir gives backbone and heads of its newest teacher; a .safetensors file of
-    official names gives the backbone. Another position grid is resized.
-    Raises: ValueError if the weights are of another architecture.
+    The weights are all that `zoo.read_any` reads; of a workdir or a training checkpoint
+    it is the teacher, with those of its heads that fit the config's. What starts fresh
+    is told. Another position grid is resized.
+    Raises: ValueError if the backbone is of another architecture.
     """
-    given = _read(config.init, state.params["backbone"])
+    given = _resized(_read(config.init, state.params["backbone"]), backbone)
+    _check_backbone(state.params, given)
+    used, fresh = _fitting(state.params, given)
+    if jax.process_index() == 0:
+        whole = f"all {tree.count(used['backbone']):,} parameters of the backbone"
+        parts = " and ".join([whole, *(name for name in used if name != "backbone")])
+        print(f"init.weights={config.init.weights}: {parts}", file=sys.stderr)
+        for line in fresh:
+            log.warning("init.weights=%s: %s", config.init.weights, line)
     for part in INTO[config.init.into]:
-        new = _filled(getattr(state, part), given, backbone)
+        new = getattr(state, part) | used
         placed = jax.tree.map(jax.device_put, new, getattr(layout, part))
         state = state.replace(**{part: placed})
     return state
@@ -34,33 +48,25 @@ def with_weights(
 
 def check(config: ConfigDict, built: dino.DINO) -> None:
     """Raises ValueError if `init.weights` cannot start this model; makes nothing."""
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(lambda k: assemble.initial_params(config, built, k), key)
+    shapes = assemble.shapes(config, built)
     given = _read(config.init, shapes["backbone"])
-    _check_shapes(shapes, _resized(given, built.backbone))
+    _check_backbone(shapes, _resized(given, built.backbone))
 
 
 def _read(init: ConfigDict, template: dict) -> dict:
-    """{backbone[, heads]} of the file or workdir that `init.weights` names."""
+    """{backbone[, heads]} of what `init.weights` names."""
     if init.into not in INTO:
         raise ValueError(f"init.into={init.into!r}; choose one of {', '.join(INTO)}.")
     path = pathlib.Path(init.weights).expanduser()
-    if path.is_dir():
+    if zoo.is_run(path):
         return checkpoint.load_params(path / "checkpoints")
-    if path.suffix == ".safetensors":
-        tensors = read.read_safetensors(path)
-        return {"backbone": names.backbone_from_official(tensors, template)}
-    raise ValueError(
-        f"init.weights={path} is neither a workdir nor a .safetensors file; give one "
-        "of them."
-    )
-
-
-def _filled(params: dict, given: dict, backbone: vit.ViT) -> dict:
-    """Parameters with the given parts in place of their own, shapes checked."""
-    given = _resized(given, backbone)
-    _check_shapes(params, given)
-    return params | {name: given[name] for name in set(given) & set(params)}
+    try:
+        found = zoo.read_any(init.weights)
+        given = {"backbone": names.backbone_from_official(found.backbone, template)}
+        given |= {k: names.head_from_official(v) for k, v in found.heads.items()}
+    except ValueError as error:
+        raise ValueError(f"init.weights={init.weights}: {error}") from error
+    return jax.tree.map(lambda a: np.asarray(a, np.float32), given)
 
 
 def _resized(given: dict, backbone: vit.ViT) -> dict:
@@ -71,18 +77,41 @@ def _resized(given: dict, backbone: vit.ViT) -> dict:
     return given | {"backbone": given["backbone"] | {"pos_embed": table}}
 
 
-def _check_shapes(params: dict, given: dict) -> None:
-    """Raises ValueError naming leaves that differ in parts that both trees have."""
-    both = set(params) & set(given)
-    old, new = (
-        dict(zip(tree.names(t), (x.shape for x in jax.tree.leaves(t))))
-        for t in ({name: t[name] for name in both} for t in (params, given))
-    )
-    wrong = sorted(name for name in old | new if old.get(name) != new.get(name))
+def _check_backbone(params: dict, given: dict) -> None:
+    """Raises ValueError that names leaves of the backbone which differ in shape."""
+    wrong = _differences("backbone", params["backbone"], given["backbone"])
     if wrong:
-        name = wrong[0]
         raise ValueError(
             f"The weights have {len(wrong)} other parts or shapes than the config's "
-            f"model, the first being {name}: {new.get(name)} against {old.get(name)}; "
-            "choose the config they were trained with."
+            f"model, the first being {wrong[0]}; choose the config they were trained "
+            "with."
         )
+
+
+def _fitting(params: dict, given: dict) -> tuple[dict, list[str]]:
+    """The given parts that fit, and a line for each head that does not."""
+    used, lines = {"backbone": given["backbone"]}, []
+    heads = sorted((set(params) | set(given)) - {"backbone"})
+    for head in heads if len(given) > 1 else []:
+        if head not in params:
+            lines.append(f"its {head} is not used: the config has none")
+        elif head not in given:
+            lines.append(f"it has no {head}, which starts fresh")
+        elif wrong := _differences(head, params[head], given[head]):
+            lines.append(f"its {head} is not used and starts fresh: {wrong[0]}")
+        else:
+            used[head] = given[head]
+    return used, lines
+
+
+def _differences(name: str, params: dict, given: dict) -> list[str]:
+    """`name/leaf: given shape against ours` wherever two trees differ."""
+    old, new = (
+        dict(zip(tree.names(t), (x.shape for x in jax.tree.leaves(t))))
+        for t in (params, given)
+    )
+    return [
+        f"{name}/{leaf}: {new.get(leaf)} against {old.get(leaf)}"
+        for leaf in sorted(old | new)
+        if old.get(leaf) != new.get(leaf)
+    ]

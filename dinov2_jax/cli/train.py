@@ -253,14 +253,7 @@ def reporter(folder: pathlib.Path):
 
 def export_backbone(config, backbone, params, folder: pathlib.Path, done: int) -> None:
     """export/backbone.safetensors: the teacher's backbone, official names."""
-    about = {
-        "step": done,
-        "variant": config.model.variant,
-        "registers": backbone.registers,
-        "ffn": backbone.ffn,
-        "image_size": backbone.image_size,
-        "antialias": backbone.antialias,
-        "offset": backbone.offset,
-    }
+    facts = {"step": done, "variant": config.model.variant}
+    about = export.about(backbone) | facts
     tensors = names.backbone_to_official(params, backbone.patch_size)
     export.write_safetensors(folder / "export" / "backbone.safetensors", tensors, about)

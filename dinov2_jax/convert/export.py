@@ -1,4 +1,7 @@
-"""Weights as files that others read."""
+"""Weights as files that others read; each writer fills a new file or folder.
+
+Writers do not check what they wrote: `check` does, from the file itself.
+"""
 
 import json
 import os
@@ -7,6 +10,33 @@ from collections.abc import Mapping
 
 import numpy as np
 import safetensors.numpy
+
+from dinov2_jax.convert import huggingface, tables, timm
+from dinov2_jax.models import vit
+
+DESCRIBING = (
+    "width",
+    "depth",
+    "heads",
+    "patch_size",
+    "image_size",
+    "in_channels",
+    "registers",
+    "ffn",
+    "mlp_ratio",
+    "layerscale",
+    "qkv_bias",
+    "proj_bias",
+    "ffn_bias",
+    "antialias",
+    "offset",
+)
+"""Arguments of `ViT` that say what a backbone computes."""
+
+
+def about(model: vit.ViT) -> dict:
+    """What the writers need to know of a backbone, besides its tensors."""
+    return {name: getattr(model, name) for name in DESCRIBING}
 
 
 def write_safetensors(
@@ -17,10 +47,134 @@ def write_safetensors(
     Args:
         path: file to make; its folder is made too.
         tensors: name -> array.
-        about: what describes the weights; stored as JSON under `dinov2_jax`.
+        about: what describes the weights; stored as JSON under `dinov2_jax`. Give
+            heads, antialias and offset, which the tensors do not tell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     metadata = {"dinov2_jax": json.dumps(dict(about)), "format": "pt"}
-    safetensors.numpy.save_file(dict(tensors), part, metadata)
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    safetensors.numpy.save_file(contiguous, part, metadata)
+    part.chmod(0o644)  # the library makes files that nobody else can read
     os.replace(part, path)
+
+
+def chunked(tensors: Mapping[str, np.ndarray], chunks: int) -> dict[str, np.ndarray]:
+    """Official names as a model of `block_chunks=chunks` has them.
+
+    Args:
+        tensors: official names, blocks unchunked.
+        chunks: number of groups that the blocks are split into; 0 for none.
+    Raises: ValueError if the blocks do not split so.
+    Source: the reference's `DinoVisionTransformer`; block 7 is `blocks.1.7` if it is
+        in the second chunk.
+    """
+    if not chunks:
+        return dict(tensors)
+    depth = tables.depth(tensors, r"blocks\.(\d+)\.")
+    if chunks < 0 or depth % chunks:
+        raise ValueError(
+            f"{depth} blocks do not split into {chunks} chunks; give a divisor of "
+            f"{depth}, or 0 for no chunks."
+        )
+    found = {}
+    for name, value in tensors.items():
+        first, _, rest = name.partition(".")
+        if first == "blocks":
+            block = int(rest.partition(".")[0])
+            name = f"blocks.{block // (depth // chunks)}.{rest}"
+        found[name] = value
+    return found
+
+
+def write_official(
+    path: pathlib.Path,
+    backbone: Mapping[str, np.ndarray],
+    heads: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    chunks: int = 0,
+) -> None:
+    """A `.pth` file that the official models load with `strict=True`.
+
+    Args:
+        path: file to make.
+        backbone: official names, blocks unchunked.
+        heads: None for the backbone alone, as released; else the heads by name, and
+            the file is one as the reference's training saves its teacher.
+        chunks: see `chunked`; training checkpoints of the reference have 4.
+    Raises: ValueError if PyTorch is not installed.
+    """
+    state = chunked(backbone, chunks)
+    torch = _torch()
+    if heads is not None:
+        state = {f"backbone.{name}": value for name, value in state.items()}
+        for head, tensors in heads.items():
+            state |= {f"{head}.{name}": value for name, value in tensors.items()}
+    state = {name: _tensor(torch, value) for name, value in state.items()}
+    torch.save(state if heads is None else {"teacher": state}, path)
+
+
+def write_huggingface(
+    folder: pathlib.Path, backbone: Mapping[str, np.ndarray], about: Mapping
+) -> None:
+    """A folder that `AutoModel` and `AutoImageProcessor` of `transformers` load.
+
+    Args:
+        folder: folder to make.
+        backbone: official names, blocks unchunked.
+        about: arguments of `ViT`, see `huggingface.config`.
+    Raises: ValueError if `transformers` has no such model.
+    """
+    config = huggingface.config(about)
+    tensors = huggingface.from_official(backbone)
+    config["torch_dtype"] = str(next(iter(tensors.values())).dtype)
+    folder.mkdir(parents=True)
+    for name, content in (
+        ("config.json", config),
+        ("preprocessor_config.json", huggingface.processor()),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_safetensors(folder / "model.safetensors", tensors, about)
+
+
+def write_timm(
+    path: pathlib.Path, backbone: Mapping[str, np.ndarray], about: Mapping
+) -> None:
+    """A file for `timm.create_model(..., checkpoint_path=...)`.
+
+    Args:
+        path: file to make; a name in `.safetensors` makes one of that format, any
+            other needs PyTorch.
+        backbone: official names, blocks unchunked.
+        about: arguments of `ViT`.
+    Raises: ValueError if PyTorch is needed and missing, or timm has no such model.
+    """
+    tensors = timm.from_official(backbone)
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors, about)
+        return
+    torch = _torch()
+    state = {name: _tensor(torch, value) for name, value in tensors.items()}
+    torch.save(state, path)
+
+
+def _torch():
+    """The torch package.
+
+    Raises: ValueError that names the extra.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "A .pth file is written by PyTorch, which is not installed; "
+            "pip install 'dinov2_jax[torch]', or choose a .safetensors file."
+        ) from error
+    return torch
+
+
+def _tensor(torch, value: np.ndarray):
+    """A tensor with an array's bits, owned by PyTorch."""
+    value = np.array(value)
+    if value.dtype.name == "bfloat16":  # NumPy has no such type of its own
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(value)

@@ -4,6 +4,8 @@ Official weights are PyTorch's: linear (out, in), the patch projection (D, C, p,
 entry a block. Here a kernel is (in, out) and blocks are stacked along a first axis.
 """
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import tree
+from dinov2_jax.convert import tables
 
 LEAVES = {
     "kernel": "weight",
@@ -19,6 +22,12 @@ LEAVES = {
     "gamma": "gamma",
 }
 """Last part of our names -> last part of the official ones."""
+
+NEWER_NORM = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+}
+"""Names of PyTorch's newer weight norm -> those of the reference's."""
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -51,14 +60,43 @@ def head_to_official(params: Mapping) -> dict[str, np.ndarray]:
 
 
 def head_from_official(state: Mapping[str, np.ndarray]) -> dict:
-    """Our parameters of a DINO head from its official state dict."""
-    numbers = {re.match(r"mlp(\.\d+)?", k)[0] for k in state if k.startswith("mlp")}
-    params = {}
-    for i, layer in enumerate(sorted(numbers)):
-        weight = np.asarray(state[f"{layer}.weight"]).T
-        params[f"mlp_{i}"] = {"kernel": weight, "bias": state[f"{layer}.bias"]}
+    """Our parameters of a DINO head from its official state dict, each entry used once.
+
+    Args:
+        state: official names; PyTorch's newer names of a weight norm are known too.
+    Returns: NumPy arrays of the file's dtype.
+    Raises: ValueError if the names are not those of such a head, or a shape not.
+    """
+    state = {NEWER_NORM.get(name, name): np.asarray(v) for name, v in state.items()}
+    hits = (re.fullmatch(r"mlp(?:\.(\d+))?\.weight", name) for name in state)
+    numbers = sorted(int(hit[1] or 0) for hit in hits if hit)
+    depth = len(numbers)
+    layers = ["mlp"] if depth == 1 else [f"mlp.{2 * i}" for i in range(depth)]
+    ranks = {f"{layer}.weight": 2 for layer in layers}
+    ranks |= {f"{layer}.bias": 1 for layer in layers}
+    ranks |= {"last_layer.weight_v": 2, "last_layer.weight_g": 2}
+    missing, unexpected = set(ranks) - set(state), set(state) - set(ranks)
+    wrong = [
+        f"{name}: {state[name].shape}"
+        for name, rank in ranks.items()
+        if name in state and state[name].ndim != rank
+    ]
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"This is no DINO head of {depth} layers: missing "
+            f"{tables.some(missing)}; unexpected {tables.some(unexpected)}; "
+            f"mis-shaped {tables.some(wrong)}. Heads with batch norm or without bias "
+            "are not known."
+        )
+    params = {
+        f"mlp_{i}": {
+            "kernel": state[f"{layer}.weight"].T,
+            "bias": state[f"{layer}.bias"],
+        }
+        for i, layer in enumerate(layers)
+    }
     v, g = state["last_layer.weight_v"], state["last_layer.weight_g"]
-    params["last_layer"] = {"v": np.asarray(v).T, "g": np.asarray(g)[:, 0]}
+    params["last_layer"] = {"v": v.T, "g": g[:, 0]}
     return jax.tree.map(np.ascontiguousarray, params)
 
 
@@ -98,9 +136,121 @@ def backbone_to_official(params: Mapping, patch_size: int) -> dict[str, np.ndarr
     return {name: np.ascontiguousarray(value) for name, value in found.items()}
 
 
-def _unchunked(name: str) -> str:
-    """`blocks.1.7.attn...` of a chunked model -> `blocks.7.attn...`."""
-    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+def unchunked(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict with `blocks.1.7.attn...` of a chunked model as `blocks.7.attn...`.
+
+    Raises: ValueError if a block is there twice.
+    """
+    chunk = re.compile(r"^blocks\.\d+\.(\d+)\.")
+    found = {chunk.sub(r"blocks.\1.", name): value for name, value in state.items()}
+    if len(found) != len(state):
+        raise ValueError("Some blocks are there twice, in a chunk and by themselves.")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """How an official state dict fits a model, by official names."""
+
+    total: int  # tensors that the model has
+    missing: list[str]
+    unexpected: list[str]
+    misshaped: list[str]  # with both shapes
+
+    @property
+    def matched(self) -> int:
+        """Tensors of the model that the state dict gives."""
+        return self.total - len(self.missing) - len(self.misshaped)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor has its place and every place its tensor."""
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    def __str__(self) -> str:
+        """The lists, cut where they grow long."""
+        return (
+            f"{self.matched}/{self.total} tensors match; "
+            f"missing {tables.some(self.missing)}; "
+            f"unexpected {tables.some(self.unexpected)}; "
+            f"mis-shaped {tables.some(self.misshaped)}"
+        )
+
+
+def match_backbone(state: Mapping[str, np.ndarray], template: Mapping) -> Match:
+    """Compare an unchunked official state dict with a model; see `fill_backbone`."""
+    shapes, missing, misshaped = _official_shapes(template), [], []
+    for name, wanted in shapes.items():
+        if name not in state:
+            missing.append(name)
+        elif not _fits(name, np.shape(state[name]), wanted):
+            shape = np.shape(state[name])
+            misshaped.append(f"{name}: {shape}, the model has {wanted}")
+    return Match(len(shapes), missing, sorted(set(state) - set(shapes)), misshaped)
+
+
+def _official_shapes(template: Mapping) -> dict[str, tuple[int, ...]]:
+    """Official name -> shape of all tensors of a model.
+
+    The tree stores the patch projection flattened, so its entry is (D, C*p*p).
+    """
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(template):
+        name = tree.path_name(path)
+        official = _official_backbone_name(name)
+        if name.startswith("blocks/"):
+            # A kernel is transposed; of one axis the reverse is itself.
+            shape = leaf.shape[:0:-1]
+            found |= {f"blocks.{i}.{official}": shape for i in range(leaf.shape[0])}
+        else:
+            found[official] = (
+                leaf.shape[::-1] if name.endswith("/kernel") else leaf.shape
+            )
+    return found
+
+
+def _fits(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a tensor has the wanted shape; a position table may have any grid."""
+    if name == "pos_embed":
+        return len(shape) == 3 and (shape[0], shape[2]) == (wanted[0], wanted[2])
+    if name == "patch_embed.proj.weight":
+        return len(shape) == 4 and (shape[0], math.prod(shape[1:])) == wanted
+    return shape == wanted
+
+
+def fill_backbone(
+    state: Mapping[str, np.ndarray], template: Mapping, match: Match
+) -> dict:
+    """Our parameters of what fits, and the template's of what does not.
+
+    Args:
+        state: official names, unchunked.
+        template: tree of the model; arrays wherever the match has holes.
+        match: of the two.
+    Returns: NumPy arrays; the position table keeps the file's grid.
+    """
+    wrong = {line.split(":")[0] for line in match.misshaped}
+    usable = {n: np.asarray(v) for n, v in state.items() if n not in wrong}
+
+    def fill(name: str, leaf) -> np.ndarray:
+        official = _official_backbone_name(name)
+        if not name.startswith("blocks/"):
+            if official not in usable:
+                return np.asarray(leaf)
+            value = usable[official]
+            if name == "patch_embed/kernel":
+                value = value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+            return np.ascontiguousarray(value)
+        parts = []
+        for i in range(leaf.shape[0]):
+            value = usable.get(f"blocks.{i}.{official}")
+            if value is None:
+                parts.append(np.asarray(leaf[i]))
+            else:
+                parts.append(value.T if name.endswith("/kernel") else value)
+        return np.stack(parts)
+
+    return tree.map_named(fill, template)
 
 
 def backbone_from_official(state: Mapping[str, np.ndarray], template: Mapping) -> dict:
@@ -112,48 +262,11 @@ def backbone_from_official(state: Mapping[str, np.ndarray], template: Mapping) -
     Returns: the filled tree, NumPy arrays; the position table keeps the file's grid.
     Raises: ValueError that lists what is missing, unexpected and mis-shaped.
     """
-    state = {_unchunked(name): np.asarray(value) for name, value in state.items()}
-    unused, missing, misshaped = set(state), [], []
-
-    def take(official: str) -> np.ndarray | None:
-        unused.discard(official)
-        if official not in state:
-            missing.append(official)
-        return state.get(official)
-
-    def fill(name: str, leaf) -> np.ndarray | None:
-        official = _official_backbone_name(name)
-        if name.startswith("blocks/"):
-            parts = [take(f"blocks.{i}.{official}") for i in range(leaf.shape[0])]
-            if any(part is None for part in parts):
-                return None
-            if len({part.shape for part in parts}) > 1:
-                misshaped.append(f"{official}: shapes differ between blocks")
-                return None
-            value = np.stack(parts)
-            value = value.swapaxes(1, 2) if name.endswith("/kernel") else value
-        else:
-            value = take(official)
-        if value is None:
-            return None
-        if name == "patch_embed/kernel" and value.ndim == 4:
-            value = value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-        if name != "pos_embed" and value.shape != leaf.shape:
-            misshaped.append(f"{official}: {value.shape}, the model has {leaf.shape}")
-        return np.ascontiguousarray(value)
-
-    params = tree.map_named(fill, template)
-    if missing or unused or misshaped:
+    state = unchunked(state)
+    match = match_backbone(state, template)
+    if not match.whole:
         raise ValueError(
-            "These weights are of another architecture: "
-            f"missing {_some(missing)}; unexpected {_some(sorted(unused))}; "
-            f"mis-shaped {_some(misshaped)}. Choose the variant, registers and "
-            "feed-forward that they were trained with."
+            f"These weights are of another architecture: {match}. Choose the variant, "
+            "registers and feed-forward that they were trained with."
         )
-    return params
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    """A list of names for an error line, cut where it grows long."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) + more) if names else "nothing"
+    return fill_backbone(state, template, match)

@@ -16,9 +16,8 @@ EXTENSIONS = frozenset(b".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".s
 class Folder:
     """All images below a folder; the first sub-folder names the class.
 
-    With a cache_dir the list of files is kept there. It is made anew when the
-    folder or one of its direct sub-folders has changed; a change further down goes
-    unnoticed until the kept list is deleted.
+    With a cache_dir the list of files is kept there, and made anew when a folder
+    anywhere below has changed.
     """
 
     def __init__(self, root: str, cache_dir: str | os.PathLike | None = None):
@@ -32,14 +31,14 @@ class Folder:
         if not os.path.isdir(self.root):
             raise ValueError(f"folder:{root} is not a folder ({self.root}).")
         kept = listing.cache_path(cache_dir, "folder", self.root)
-        stamp = listing.stamp([self.root, *sorted(_subfolders(self.root))])
-        found = listing.load(kept, stamp)
+        found = listing.load(kept)
         if found is None:
-            other = collections.Counter()
-            found = listing.build(_images(os.fsencode(self.root), other), 0)
+            other, walked = collections.Counter(), []
+            images = _images(os.fsencode(self.root), other, walked)
+            found = listing.build(images, 0)
             _report(f"folder:{root}", found, other)
-            if kept is not None and len(found):
-                listing.save(kept, found, stamp)
+            if kept is not None:
+                listing.save(kept, found, walked)
         self._files, self.classes = found, found.classes
 
     def __len__(self) -> int:
@@ -72,14 +71,13 @@ class Tar:
         if not self._shards:
             raise ValueError(f"tar:{pattern} matches no file.")
         kept = listing.cache_path(cache_dir, "tar", *map(os.path.abspath, self._shards))
-        stamp = listing.stamp(self._shards)
-        found = listing.load(kept, stamp)
+        found = listing.load(kept)
         if found is None:
             other = collections.Counter()
             found = listing.build(_members(self._shards, other), 3)
             _report(f"tar:{pattern}", found, other)
             if kept is not None:
-                listing.save(kept, found, stamp)
+                listing.save(kept, found, map(os.fsencode, self._shards))
         self._files, self.classes = found, found.classes
 
     def __len__(self) -> int:
@@ -100,8 +98,13 @@ class Tar:
         return self.__dict__ | {"_open": {}}
 
 
-def _images(root: bytes, other: collections.Counter) -> Iterator[tuple[bytes, tuple]]:
-    """Names of the images below a folder, sorted; `other` counts the other files."""
+def _images(
+    root: bytes, other: collections.Counter, walked: list[bytes]
+) -> Iterator[tuple[bytes, tuple]]:
+    """Names of the images below a folder, sorted.
+
+    `other` counts the files that are none, `walked` takes every folder.
+    """
     seen = set()  # folders by device and number: a link may point to its parent
 
     def walk(folder: bytes, prefix: bytes):
@@ -109,6 +112,7 @@ def _images(root: bytes, other: collections.Counter) -> Iterator[tuple[bytes, tu
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
+        walked.append(folder)
         with os.scandir(folder) as entries:
             entries = sorted((entry.name, entry.is_dir()) for entry in entries)
         for name, is_folder in entries:
@@ -145,11 +149,6 @@ def _is_image(name: bytes, other: collections.Counter) -> bool:
         return True
     other[os.fsdecode(extension)] += 1
     return False
-
-
-def _subfolders(root: str) -> list[str]:
-    with os.scandir(root) as entries:
-        return [entry.path for entry in entries if entry.is_dir()]
 
 
 def _report(spec: str, found: listing.Listing, other: collections.Counter) -> None:

@@ -3,11 +3,15 @@
 import array
 import dataclasses
 import hashlib
+import logging
 import os
 import pathlib
+import zipfile
 from collections.abc import Iterable
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +73,11 @@ def cache_path(cache_dir: str | os.PathLike | None, *key: str) -> pathlib.Path |
     return pathlib.Path(cache_dir) / f"listing-{digest.hexdigest()[:16]}.npz"
 
 
-def save(path: pathlib.Path, listing: Listing, stamp: str) -> None:
-    """Writes a listing, with the stamp of the files that it was made from."""
+def save(path: pathlib.Path, listing: Listing, watched: Iterable[bytes]) -> None:
+    """Writes a listing, with the state of the files and folders it was made from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
-    classes = b"\0".join(os.fsencode(name) for name in listing.classes)
+    watched = list(watched)
     with open(temporary, "wb") as file:
         np.savez(
             file,
@@ -81,30 +85,47 @@ def save(path: pathlib.Path, listing: Listing, stamp: str) -> None:
             ends=listing.ends,
             labels=listing.labels,
             extra=listing.extra,
-            classes=np.frombuffer(classes, np.uint8),
-            stamp=np.array(stamp),
+            classes=_packed(os.fsencode(name) for name in listing.classes),
+            watched=_packed(watched),
+            stamp=np.array(_stamp(watched)),
         )
     os.replace(temporary, path)
 
 
-def load(path: pathlib.Path | None, stamp: str) -> Listing | None:
-    """The listing kept in `path`, or None if there is none with this stamp."""
+def load(path: pathlib.Path | None) -> Listing | None:
+    """The listing kept in `path`; None if there is none that holds now.
+
+    It does not hold if one of the files and folders it was made from has changed.
+    """
     if path is None or not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as kept:
-        if str(kept["stamp"]) != stamp:
-            return None
-        names = kept["classes"].tobytes()
-        classes = tuple(os.fsdecode(n) for n in names.split(b"\0")) if names else ()
-        fields = {key: kept[key] for key in ("blob", "ends", "labels", "extra")}
-        return Listing(**fields, classes=classes)
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["stamp"]) != _stamp(_unpacked(kept["watched"])):
+                return None
+            classes = tuple(os.fsdecode(n) for n in _unpacked(kept["classes"]))
+            fields = {key: kept[key] for key in ("blob", "ends", "labels", "extra")}
+            return Listing(**fields, classes=classes)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("the kept list %s is made anew (%s)", path, error)
+        return None
 
 
-def stamp(paths: Iterable[str | bytes]) -> str:
+def _packed(names: Iterable[bytes]) -> np.ndarray:
+    """[bytes] uint8 of names, which hold no zero."""
+    return np.frombuffer(b"".join(name + b"\0" for name in names), np.uint8)
+
+
+def _unpacked(blob: np.ndarray) -> list[bytes]:
+    """The names of `_packed`."""
+    return blob.tobytes().split(b"\0")[:-1]
+
+
+def _stamp(paths: Iterable[bytes]) -> str:
     """A digest of the names, sizes and modification times of files or folders."""
     digest = hashlib.sha256()
     for path in paths:
         status = os.stat(path)
-        digest.update(os.fsencode(path))
+        digest.update(path)
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()

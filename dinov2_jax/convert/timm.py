@@ -1,0 +1,153 @@
+"""Official names against those of timm's `vit_*_patch14_dinov2` models.
+
+What timm's files hold otherwise:
+- `mask_token` is dropped: timm never masks. On the way back it is zeros, its initial
+  value; features of whole images do not depend on it.
+- With registers, the position of the cls token is added into `cls_token`, and
+  `pos_embed` loses that entry. The two summands cannot be told apart again: on the way
+  back the sum is the cls token and its position is zero. Features stay the same to the
+  bit, since only the sum ever enters the model.
+- `register_tokens` is called `reg_token`, and SwiGLU's `w12`, `w3` are `fc1`, `fc2`.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dinov2_jax.convert import tables
+from dinov2_jax.models import layers, vit
+
+RENAMED = {
+    "register_tokens": "reg_token",
+    "mlp.w12": "mlp.fc1",
+    "mlp.w3": "mlp.fc2",
+}
+DROPPED = ("mask_token",)
+
+_INDEX = r"blocks\.(\d+)\."
+
+
+def name(official: str) -> str:
+    """timm's name for an official one."""
+    for old, new in RENAMED.items():
+        official = official.replace(old, new)
+    return official
+
+
+def recognises(tensors: Mapping) -> bool:
+    """Whether these are the names of a timm file: blocks, and no mask token."""
+    return (
+        "cls_token" in tensors
+        and "blocks.0.attn.qkv.weight" in tensors
+        and not {"mask_token", "register_tokens"} & set(tensors)
+    )
+
+
+def swiglu(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the feed-forward is gated: its first layer gives two halves."""
+    both = [tensors.get(f"blocks.0.mlp.fc{i}.weight") for i in (1, 2)]
+    if any(weight is None or np.ndim(weight) != 2 for weight in both):
+        return False
+    return both[0].shape[0] == 2 * both[1].shape[1]
+
+
+def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors of a timm file from an official state dict.
+
+    Args:
+        tensors: official names, blocks unchunked.
+    Returns: timm's names; each official tensor is used once, but for the mask token.
+    Raises: ValueError that lists names if the architecture is none that timm has.
+    """
+    expected = tables.official(
+        tables.depth(tensors, _INDEX),
+        "swiglu" if "blocks.0.mlp.w12.weight" in tensors else "mlp",
+        "register_tokens" in tensors,
+        () if "blocks.0.attn.qkv.bias" in tensors else ("attn.qkv.bias",),
+    )
+    tables.check(tensors, expected, "timm compatible official")
+    found = {name(n): np.asarray(tensors[n]) for n in expected if n not in DROPPED}
+    if "register_tokens" in tensors:
+        position = found["pos_embed"]
+        # In float32, as models add them; half precision would round the sum.
+        parts = found["cls_token"], position[:, :1]
+        found["cls_token"] = sum(part.astype(np.float32) for part in parts)
+        found["pos_embed"] = np.ascontiguousarray(position[:, 1:])
+    return found
+
+
+def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Official state dict from the tensors of a timm file.
+
+    Args:
+        tensors: timm's names.
+    Returns: official names, blocks unchunked, with a mask token of zeros; with
+        registers the cls token's position is zero (see above).
+    Raises: ValueError that lists missing and unexpected names.
+    """
+    official = tables.official(
+        tables.depth(tensors, _INDEX),
+        "swiglu" if swiglu(tensors) else "mlp",
+        "reg_token" in tensors,
+        () if "blocks.0.attn.qkv.bias" in tensors else ("attn.qkv.bias",),
+    )
+    kept = [n for n in official if n not in DROPPED]
+    tables.check(tensors, map(name, kept), "timm")
+    tensors = {n: np.asarray(value) for n, value in tensors.items()}
+    cls = tensors["cls_token"]
+    if cls.ndim != 3:
+        raise ValueError(f"cls_token has shape {cls.shape}; timm's is (1, 1, width).")
+    made = {"mask_token": np.zeros(cls.shape[1:], tensors["norm.weight"].dtype)}
+    if "reg_token" in tensors:
+        patches = tensors["pos_embed"]
+        first = np.zeros(cls.shape, patches.dtype)
+        made["pos_embed"] = np.concatenate([first, patches], axis=1)
+    return {n: made[n] if n in made else tensors[name(n)] for n in official}
+
+
+def resize() -> dict:
+    """How timm resizes positions, as arguments of `ViT`: always antialiased."""
+    return {"antialias": True, "offset": 0.0}
+
+
+NAMES = {"S": "small", "B": "base", "L": "large", "g": "giant"}
+"""Size letter -> the size in timm's names."""
+
+
+def model(about: Mapping) -> tuple[str, dict]:
+    """Name and arguments for `timm.create_model`.
+
+    Args:
+        about: arguments of `ViT`: width, depth, heads, and those of patch_size,
+            image_size, in_channels, registers, ffn and mlp_ratio that are not the
+            defaults of `ViT`.
+    Returns: the name of a released model, and what to change of it, {} for nothing.
+    """
+    registers = about.get("registers", 0)
+    middle = "reg4_" if registers else ""
+    found = {"reg_tokens": registers} if registers not in (0, 4) else {}
+    for theirs, ours, default in (
+        ("img_size", "image_size", 518),
+        ("patch_size", "patch_size", 14),
+        ("in_chans", "in_channels", 3),
+        ("qkv_bias", "qkv_bias", True),
+    ):
+        if about.get(ours, default) != default:
+            found[theirs] = about[ours]
+    sizes = {k: about[k] for k in ("width", "depth", "heads")}
+    sizes |= {"ffn": about.get("ffn", "mlp"), "mlp_ratio": about.get("mlp_ratio", 4.0)}
+    for letter, name in NAMES.items():
+        if sizes == {"ffn": "mlp", "mlp_ratio": 4.0} | vit.VARIANTS[letter]:
+            return f"vit_{name}_patch14_{middle}dinov2", found
+    found |= {
+        "embed_dim": about["width"],
+        "depth": about["depth"],
+        "num_heads": about["heads"],
+    }
+    gated, ratio = sizes["ffn"] == "swiglu", sizes["mlp_ratio"]
+    if gated:  # theirs counts both halves; half a unit more makes int(...) exact
+        hidden = 2 * layers.swiglu_hidden(int(about["width"] * ratio))
+        found["mlp_ratio"] = (hidden + 0.5) / about["width"]
+    elif ratio != 4:
+        found["mlp_ratio"] = ratio
+    return f"vit_{'giant' if gated else 'small'}_patch14_{middle}dinov2", found

@@ -135,7 +135,8 @@ def default() -> ConfigDict:
     c.train.minutes = 0.0  # save and end after so long; 0: never
 
     c.init = ConfigDict()
-    c.init.weights = ""  # backbone .safetensors or a workdir to start from
+    # What to start from: an official name, a file or folder of any format, a workdir.
+    c.init.weights = ""
     c.init.into = "both"  # student, teacher or both
 
     c.eval = ConfigDict()  # in-run k-NN on the teacher's features

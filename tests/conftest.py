@@ -15,9 +15,10 @@ flag = "--xla_force_host_platform_device_count=8"
 if flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
-cache = tempfile.mkdtemp(prefix="dinov2-jax-tests-")
-atexit.register(shutil.rmtree, cache, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
+    cache = tempfile.mkdtemp(prefix="dinov2-jax-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
@@ -48,6 +49,16 @@ def devices() -> list:
 
 
 LINES = pytest.StashKey[list]()
+HEAD = """# Bad input, and the line that it prints
+
+Every row is one line on standard error; the exit code is not 0 and nothing is left
+half-written. The tests that hold this printed the table:
+
+    python -m pytest -p no:xdist -k "bad_input or trouble or processes" --lines=FILE
+
+| bad input | the line |
+|---|---|
+"""
 
 
 @pytest.fixture
@@ -67,6 +78,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table of --lines."""
     path = session.config.getoption("--lines")
     if path:
-        head = "| bad input | the line that it printed |\n|---|---|\n"
         rows = session.config.stash.get(LINES, [])
-        pathlib.Path(path).write_text(head + "".join(f"{row}\n" for row in rows))
+        pathlib.Path(path).write_text(HEAD + "".join(f"{row}\n" for row in rows))

@@ -102,7 +102,7 @@ def claim(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
 def _unwritable(folder: pathlib.Path, error: OSError) -> ValueError:
     """What to tell of a folder that takes no file."""
     return ValueError(
-        f"--workdir={folder} cannot be written ({error}); choose another."
+        f"--workdir={folder} cannot be written ({error.strerror}); choose another."
     )
 
 

@@ -1,6 +1,8 @@
 """DINOv2 self-supervised pretraining in JAX.
 
-`load_backbone` gives a released or trained backbone as a Flax module with parameters.
+`load_backbone` gives a released or trained backbone as a Flax module with parameters,
+`load_head` a released head on its features; `embed` writes the features of a source to
+disk and `open_features` reads them.
 
 Letters of shapes: B images, G groups, V views (U of them the teacher's), N patches,
 T tokens, R registers, D width, K prototypes, M masked tokens, L layers, H W pixels.
@@ -12,7 +14,12 @@ import importlib
 
 __version__ = "0.1.0"
 
-PUBLIC = {"load_backbone": "zoo"}
+PUBLIC = {
+    "load_backbone": "zoo",
+    "load_head": "zoo",
+    "embed": "cli.embed",
+    "open_features": "shards",
+}
 """Public name -> module that has it, imported when the name is first used."""
 
 

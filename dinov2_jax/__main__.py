@@ -8,6 +8,7 @@ from dinov2_jax import __version__
 COMMANDS = {
     "train": "pretrain from a config; the same command again continues",
     "show": "rebuild the report of a run, or compare runs in one page",
+    "embed": "features of every image of a source, in a folder of shards",
     "convert": "weights of any format to any other, checked before they are kept",
 }
 

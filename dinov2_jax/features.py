@@ -1,6 +1,6 @@
 """Features of a data set: a sharded forward pass over its batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -8,6 +8,27 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import sharding
+
+
+def stream(
+    apply: Callable[[jax.Array], Any], batches: Iterable[Any], mesh: Mesh
+) -> Iterator[tuple[Any, Any]]:
+    """Batches with their features, in order; the devices are one batch ahead.
+
+    Args:
+        apply: jitted, [b H W 3] images -> tree of [b ...] arrays.
+        batches: each with images.
+        mesh: devices of this process alone.
+    Returns: an iterator of (batch, tree of NumPy arrays).
+    """
+    before = None
+    for batch in batches:
+        made = apply(sharding.put(batch.images, mesh))
+        if before is not None:
+            yield before[0], jax.device_get(before[1])
+        before = batch, made
+    if before is not None:
+        yield before[0], jax.device_get(before[1])
 
 
 def extract(

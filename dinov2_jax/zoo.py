@@ -8,12 +8,13 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import checkpoint, download
-from dinov2_jax.convert import adapt, infer, names, read
+from dinov2_jax.convert import adapt, infer, mapped, names, probes, pth, read
 from dinov2_jax.models import vit
 
 URL = "https://dl.fbaipublicfiles.com/dinov2"
@@ -57,6 +58,57 @@ RELEASED = {
     for size in ("S", "B", "L", "g")
 }
 """Official name -> what it is."""
+
+
+def _head_urls() -> dict[str, str]:
+    """Name of a released head -> address of its file."""
+    kinds = ["linear", "linear4"]
+    dense = [f"{data}_{k}" for data in ("nyu", "kitti") for k in ("linear", "linear4")]
+    dense += ["nyu_dpt", "kitti_dpt"]
+    dense += [f"{data}_{k}" for data in ("ade20k", "voc2012") for k in ("linear", "ms")]
+    found = {}
+    for name, released in RELEASED.items():
+        # The model cards list the others for backbones without registers only.
+        for kind in kinds if released.registers else kinds + dense:
+            url = released.url.replace("_pretrain", f"_{kind}_head")
+            found[f"{name}_{kind}"] = url
+    return found
+
+
+HEADS = _head_urls()
+"""Name of a released head, such as dinov2_vits14_nyu_linear4 -> its address."""
+
+
+def load_head(
+    source: str | os.PathLike, max_depth: float | None = None
+) -> tuple[nn.Module, dict]:
+    """A released head, for `module.apply(variables, ...)`.
+
+    Args:
+        source: a name of HEADS, whose file is downloaded once, or the path of a .pth or
+            .safetensors file.
+        max_depth: metres of the last bin of a linear depth head; None for 80 if the name
+            says KITTI, else 10.
+    Returns: module and variables, see `convert.probes.read_head`.
+    Raises: ValueError if it is no such name or file, or the head is not whole.
+    """
+    path = pathlib.Path(source).expanduser()
+    if str(source) in HEADS:
+        path = download.fetch(HEADS[str(source)])
+    elif not path.is_file():
+        near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ValueError(f"{source} is no file and no released head{hint}")
+    if path.suffix == ".safetensors":
+        tensors, _ = mapped.tensors(path)
+    else:
+        tensors = pth.read_pth(path)
+    if max_depth is None:
+        max_depth = 80.0 if "kitti" in path.name else 10.0
+    try:
+        return probes.read_head(tensors, max_depth)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def module(about: Mapping, **overrides) -> vit.ViT:

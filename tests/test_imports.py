@@ -29,6 +29,7 @@ ROOMS = {
     "config": ["values"],
     "tree": [],
     "neighbors": [],
+    "shards": [],
     "processes": [],
     "meter": [],
     "download": ["meter"],

@@ -112,7 +112,7 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
         "command": shlex.join(["dinov2-jax", "train", *command]),
         "continue": shlex.join(["dinov2-jax", "train", *command]),
         "started": _now(),
-        "versions": _versions(),
+        "versions": versions(),
         "git": _git(),
         **facts,
     }
@@ -131,7 +131,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": sys.version.split()[0]}
     for name in ("dinov2-jax", *PACKAGES):

@@ -21,14 +21,17 @@ NOWHERE = _Nowhere()
 class Progress:
     """Prints step, rate and time left."""
 
-    def __init__(self, start: int, stop: int, out: TextIO | None = None):
+    def __init__(
+        self, start: int, stop: int, out: TextIO | None = None, unit: str = "step"
+    ):
         """
         Args:
             start: steps done before.
             stop: steps in all.
             out: where to print; None for standard error.
+            unit: what is counted.
         """
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.unit = start, stop, unit
         self.out = sys.stderr if out is None else out
         self.began, self.text = time.monotonic(), ""
         self.live = self.out.isatty()
@@ -66,4 +69,4 @@ class Progress:
             minutes, seconds = divmod(round(seconds), 60)
             hours, minutes = divmod(minutes, 60)
             left = f"{hours}:{minutes:02}:{seconds:02}"
-        return f"step {step}/{self.stop}  {left} left"
+        return f"{self.unit} {step}/{self.stop}  {left} left"

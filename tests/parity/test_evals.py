@@ -5,6 +5,7 @@ import pytest
 
 from dinov2_jax import neighbors
 from dinov2_jax.evals import knn
+from dinov2_jax.models import probes
 
 # Ten times what float32 leaves of these similarities and scores against float64.
 CLOSE = 5e-6
@@ -64,3 +65,15 @@ def test_the_accuracy_of_every_k_equals_the_reference(data, block, shards):
     # The reference stores a share as float32.
     want = {int(k): pytest.approx(x, abs=1e-6) for k, x in meta["top1"].items()}
     assert dict(found) == want
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("mean_patch", [0, 1])
+def test_the_input_of_the_linear_probe_equals_the_reference(data, blocks, mean_patch):
+    layers = [
+        (data[f"linear/in/{i}/patch"][:, None], data[f"linear/in/{i}/cls"])
+        for i in range(data.meta["nblk"] - blocks, data.meta["nblk"])
+    ]
+    got = probes.linear_input(layers, bool(mean_patch))
+    want = data[f"linear/out/n{blocks}_avg{mean_patch}"]
+    np.testing.assert_allclose(got, want, atol=CLOSE)

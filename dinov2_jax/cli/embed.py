@@ -1,0 +1,299 @@
+"""dinov2-jax embed: features of every image of a source, in a folder of shards.
+
+dinov2-jax embed --weights=dinov2_vits14 --data=folder:/path/to/images --out=features
+dinov2-jax embed --weights=runs/demo --data=demo:val --out=features --what=cls,patches
+
+The same command again goes on with the shards that are missing. Read the folder with
+dinov2_jax.open_features(OUT).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax import features, processes, sharding, shards, zoo
+from dinov2_jax.cli import workdir
+from dinov2_jax.convert import read
+from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax.data.batch import normalize
+from dinov2_jax.data.record import Record, Source
+from dinov2_jax.models import vit
+from dinov2_jax.train import progress
+
+KINDS = ("cls", "registers", "mean_patch", "patches")
+DTYPES = ("float32", "float16")
+
+
+def arguments(given: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="dinov2-jax embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--weights", required=True, help="an official name, a workdir, any file")
+    add("--name", help="official name that the weights must fit")
+    add("--data", required=True, help="source, as config.data.train")
+    add("--out", required=True, type=pathlib.Path, help="folder of the features")
+    add("--what", default="cls,mean_patch", help=f"some of {','.join(KINDS)}")
+    add("--which", default="teacher", choices=read.WHICH, help="network of a run")
+    add("--resize", type=int, default=256, help="shorter side, pixels")
+    add("--crop", type=int, default=224, help="side of the central crop, pixels")
+    add("--batch-size", type=int, default=64, help="images at once, of a process")
+    add("--shard-size", type=int, default=4096, help="images of a shard")
+    add("--dtype", default="float32", choices=DTYPES, help="of the stored features")
+    add("--compute", default="float32", choices=("float32", "bfloat16"))
+    add("--limit", type=int, help="so many images, spread over the source")
+    add("--workers", type=int, default=0, help="processes that decode")
+    add("--threads", type=int, default=2, help="threads that decode")
+    add("--max-pixels", type=int, default=decode.MAX_PIXELS)
+    return parser.parse_args(given)
+
+
+def main(given: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    options = vars(arguments(given))
+    processes.start()
+    options["what"] = tuple(options["what"].split(","))
+    embed(options.pop("weights"), options.pop("data"), options.pop("out"), **options)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Records first..last-1 of `count` that are spread evenly over a source."""
+
+    source: Source
+    count: int
+    first: int
+    last: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def number(self, index: int) -> int:
+        """The record's number in the source."""
+        return (self.first + index) * len(self.source) // self.count
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[self.number(index)]
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.number(index))
+
+
+def embed(
+    weights: str | os.PathLike,
+    data: str,
+    out: str | os.PathLike,
+    *,
+    what: tuple[str, ...] = ("cls", "mean_patch"),
+    name: str | None = None,
+    which: str = "teacher",
+    resize: int = 256,
+    crop: int = 224,
+    batch_size: int = 64,
+    shard_size: int = 4096,
+    dtype: str = "float32",
+    compute: str = "float32",
+    limit: int | None = None,
+    workers: int = 0,
+    threads: int = 2,
+    max_pixels: int = decode.MAX_PIXELS,
+) -> tuple[dict[str, shards.Rows], object, dict]:
+    """Features of every image of a source, on disk; what is there is not made again.
+
+    Every process takes shards of its own and computes on its own devices. Memory does
+    not grow with the source: rows are written as they come.
+
+    Args:
+        weights, name, which: as `load_backbone`.
+        data: a source, as `config.data.train`.
+        out: the folder.
+        what: kinds: cls [D], registers [R D], mean_patch [D], patches [N D].
+        resize, crop: the official evaluation transform, pixels; crop a multiple of the
+            patch size.
+        batch_size: images at once, a multiple of the devices of a process.
+        shard_size: images of a shard, a multiple of batch_size.
+        dtype: of what is stored; float32 or float16.
+        compute: float32 or bfloat16.
+        limit: at most so many images, spread over the source.
+        workers, threads, max_pixels: of decoding.
+    Returns: as `open_features`, once all processes are done.
+    Raises: ValueError, before any work, if settings do not fit together or the folder
+        holds features of another making.
+    """
+    out = pathlib.Path(out).expanduser()
+    mesh = sharding.make_mesh(1, jax.local_devices())
+    _check_sizes(what, batch_size, shard_size, mesh.size, limit)
+    source = sources.open_source(data)
+    pipeline.require_decodable(source, max_pixels=max_pixels)
+    backbone, params = zoo.load_backbone(name, weights, which=which)
+    if crop % backbone.patch_size:
+        raise ValueError(
+            f"--crop={crop} is no multiple of the patch size {backbone.patch_size}."
+        )
+    if "registers" in what and not backbone.registers:
+        raise ValueError(f"{weights} has no registers; leave them out of --what.")
+    records = min(len(source), limit or len(source))
+    manifest = {
+        "weights": str(weights),
+        "weights_sha256": digest(params),
+        "data": data,
+        "data_sha256": fingerprint(source),
+        "records": records,
+        "shard_size": shard_size,
+        "what": list(what),
+        "resize": resize,
+        "crop": crop,
+        "dtype": dtype,
+        "compute": compute,
+        "versions": workdir.versions(),
+    }
+    shards.claim(out, manifest)
+    apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
+    count = -(-records // shard_size)
+    index, number = jax.process_index(), jax.process_count()
+    first, last = index * count // number, (index + 1) * count // number
+    shards.clean(out, first, last)
+    whole = last - first - sum(b - a for a, b in shards.missing(out, first, last))
+    shown = progress.Progress(whole, last - first, unit="shard")
+    if whole:
+        shown.say(f"{whole} of {last - first} shards are there already")
+    for a, b in shards.missing(out, first, last):
+        part = Part(source, records, a * shard_size, min(b * shard_size, records))
+        batches = pipeline.eval_batches(
+            part,
+            batch_size=batch_size,
+            resize=resize,
+            crop=crop,
+            workers=workers,
+            threads=threads,
+            max_pixels=max_pixels,
+        )
+        with contextlib.closing(batches):
+            made = features.stream(functools.partial(apply, params), batches, mesh)
+            write(out, part, made, a, shard_size, shown)
+    if number > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("embed")
+    found = shards.open_features(out)
+    _tell_skipped(out, found[1], shown)
+    return found
+
+
+def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
+    """(params, [b H W 3] uint8) -> {kind: [b ...]} in the dtype that is stored."""
+
+    @jax.jit
+    def apply(params, images):
+        out = backbone.apply({"params": params}, normalize(images))
+        found = {
+            "cls": out.cls,
+            "registers": out.registers,
+            "mean_patch": out.patches.astype(jnp.float32).mean(axis=1),
+            "patches": out.patches,
+        }
+        return {kind: found[kind].astype(dtype) for kind in what}
+
+    return apply
+
+
+def write(
+    out: pathlib.Path,
+    part: Part,
+    made: Iterator,
+    first: int,
+    shard_size: int,
+    shown: progress.Progress,
+) -> None:
+    """Write the shards of a part, whose first one has a number, as batches come."""
+    shard, skipped, position, done = None, 0, 0, shown.start
+    for batch, found in made:
+        if shard is None:
+            number = first + position // shard_size
+            rows = min(shard_size, len(part) - position)
+            shard = shards.Writer(out, number, rows)
+        count = min(len(batch.ids), len(part) - position)
+        ok = batch.ids[:count] >= 0
+        found = {kind: rows[:count] * _column(ok, rows) for kind, rows in found.items()}
+        here = range(position, position + count)
+        about = {
+            "record": np.array([part.number(i) for i in here], np.int64),
+            "name": [part.name(i) for i in here],
+            "label": np.where(ok, batch.labels[:count], -1).astype(np.int32),
+            "ok": ok,
+        }
+        shard.add(found, about)
+        position, skipped = position + count, skipped + int((~ok).sum())
+        if shard.done == shard.rows:
+            shard.close()
+            shard, done = None, done + 1
+            shown.show(done, f"{position} images, {skipped} skipped")
+    shown.start = done
+
+
+def _column(ok: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`ok` as factors of rows: what was not decoded is zero."""
+    return ok.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)
+
+
+def _check_sizes(
+    what: tuple[str, ...], batch: int, shard: int, devices: int, limit: int | None
+) -> None:
+    """Raises ValueError if what is asked for does not fit together."""
+    if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
+        raise ValueError(f"what={','.join(what)}; choose some of {', '.join(KINDS)}.")
+    if batch < 1 or batch % devices:
+        raise ValueError(
+            f"A batch of {batch} images does not divide over {devices} devices; choose "
+            "a multiple of their number."
+        )
+    if shard < batch or shard % batch:
+        raise ValueError(
+            f"A shard of {shard} images is no multiple of a batch of {batch}; choose "
+            f"{max(shard // batch, 1) * batch}."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; give 1 or more, or leave it out.")
+
+
+def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:
+    """Name the images that could not be decoded in skipped.txt."""
+    names = index.filter(np.logical_not(index["ok"].to_numpy()))["name"].to_pylist()
+    if names and jax.process_index() == 0:
+        workdir.write_text(out / "skipped.txt", "".join(f"{x}\n" for x in names))
+        shown.say(f"{len(names)} images could not be decoded; see {out}/skipped.txt")
+
+
+def digest(params: dict) -> str:
+    """Equal for equal weights."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf))
+    return found.hexdigest()
+
+
+def fingerprint(source: Source, names: int = 256) -> str:
+    """Equal for sources of the same size, classes and names (some of them)."""
+    found = hashlib.sha256(repr((len(source), source.classes)).encode())
+    count = min(names, len(source))
+    for i in range(count):
+        name = source.name(i * len(source) // count)
+        found.update(os.path.basename(name).encode(errors="surrogateescape"))
+    return found.hexdigest()

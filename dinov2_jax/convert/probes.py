@@ -1,0 +1,151 @@
+"""Released heads as modules: which one a file holds, and its tensors as ours.
+
+Names are those of the reference's evaluation code: `decode_head.` and one entry a
+layer. Every tensor is used once, else an error lists what is missing or unexpected.
+"""
+
+import re
+from collections.abc import Mapping
+
+import flax.linen as nn
+import numpy as np
+
+from dinov2_jax.convert import tables
+from dinov2_jax.models import probes
+
+KERNELS = {
+    "linear": (1, 0),  # (out, in)
+    "conv": (2, 3, 1, 0),  # (out, in, rows, columns)
+    "enlarge": (2, 3, 0, 1),  # (in, out, rows, columns)
+}
+"""How PyTorch's axes of a weight become ours."""
+
+UNUSED = re.compile(r".*num_batches_tracked")
+"""Tensors that count training steps and compute nothing."""
+
+
+def _layer(name: str, ours: str, kind: str, bias: bool = True) -> dict:
+    """Official name -> (our leaf, axes) of one layer."""
+    found = {f"{name}.weight": (f"params/{ours}/kernel", KERNELS[kind])}
+    if bias:
+        found[f"{name}.bias"] = (f"params/{ours}/bias", (0,))
+    return found
+
+
+def _dpt() -> dict:
+    """The table of the DPT head."""
+    found, blocks = {}, "reassemble_blocks"
+    for i in range(4):
+        readout, project = f"{blocks}.readout_projects.{i}.0", f"{blocks}.projects.{i}"
+        found |= _layer(readout, f"readout_{i}", "linear")
+        found |= _layer(f"{project}.conv", f"projects_{i}", "conv")
+        found |= _layer(f"convs.{i}.conv", f"convs_{i}", "conv", bias=False)
+        fusion, ours = f"fusion_blocks.{i}", f"fusion_blocks_{i}"
+        found |= _layer(f"{fusion}.project.conv", f"{ours}/project", "conv")
+        for unit in ("res_conv_unit1", "res_conv_unit2")[i == 0 :]:
+            for conv in ("conv1", "conv2"):
+                theirs, mine = f"{fusion}.{unit}.{conv}.conv", f"{ours}/{unit}/{conv}"
+                found |= _layer(theirs, mine, "conv", bias=False)
+    for i, kind in ((0, "enlarge"), (1, "enlarge"), (3, "conv")):
+        found |= _layer(f"{blocks}.resize_layers.{i}", f"resize_{i}", kind)
+    found |= _layer("project.conv", "project", "conv")
+    for i in (0, 2, 4):
+        found |= _layer(f"conv_depth.head.{i}", f"depth_{i}", "conv")
+    return found
+
+
+def _segmentation() -> dict:
+    """The table of the segmentation head."""
+    norm = {
+        "weight": "params/bn/scale",
+        "bias": "params/bn/bias",
+        "running_mean": "batch_stats/bn/mean",
+        "running_var": "batch_stats/bn/var",
+    }
+    found = {f"bn.{theirs}": (ours, (0,)) for theirs, ours in norm.items()}
+    return found | _layer("conv_seg", "conv_seg", "conv")
+
+
+TABLES = {
+    "linear classifier": {
+        "weight": ("params/linear/kernel", (1, 0)),
+        "bias": ("params/linear/bias", (0,)),
+    },
+    "linear depth": _layer("conv_depth", "conv_depth", "conv"),
+    "DPT depth": _dpt(),
+    "segmentation": _segmentation(),
+}
+"""Kind of head -> {official name: (our leaf, axes)}."""
+
+MARKS = {
+    "conv_depth.head.0.weight": "DPT depth",
+    "conv_depth.weight": "linear depth",
+    "conv_seg.weight": "segmentation",
+    "weight": "linear classifier",
+}
+"""A name that only one kind has -> that kind."""
+
+
+def read_head(
+    tensors: Mapping[str, np.ndarray], max_depth: float = 10.0
+) -> tuple[nn.Module, dict]:
+    """The head that a state dict holds.
+
+    Args:
+        tensors: official names, with or without `decode_head.` or `linear_head.`, or
+            such a dict under `state_dict`.
+        max_depth: metres that a linear depth head's last bin stands for, which the file
+            does not tell: 10 for NYU, 80 for KITTI.
+    Returns: the module and its variables, {params[, batch_stats]} in float32.
+    Raises: ValueError if it is no head, or lists what is missing and unexpected.
+    """
+    whole = isinstance(tensors, Mapping)
+    tensors = tensors.get("state_dict", tensors) if whole else {"": tensors}
+    if not all(isinstance(value, np.ndarray) for value in tensors.values()):
+        raise ValueError("This is no state dict of tensors; give a released head.")
+    state = {
+        re.sub(r"^(decode_head|linear_head)\.", "", name): np.asarray(value, np.float32)
+        for name, value in tensors.items()
+        if not UNUSED.fullmatch(name)
+    }
+    kind = next((kind for mark, kind in MARKS.items() if mark in state), None)
+    if kind is None:
+        raise ValueError(
+            f"These tensors are of no released head: {tables.some(sorted(state))}. "
+            f"Known are {', '.join(TABLES)}."
+        )
+    table = TABLES[kind]
+    missing, unexpected = set(table) - set(state), set(state) - set(table)
+    shapes = {name: len(axes) for name, (_, axes) in table.items()}
+    wrong = [n for n in set(table) & set(state) if state[n].ndim != shapes[n]]
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"This {kind} head is not whole: missing {tables.some(sorted(missing))}; "
+            f"unexpected {tables.some(sorted(unexpected))}; "
+            f"mis-shaped {tables.some(sorted(wrong))}."
+        )
+    return _module(kind, state, max_depth), _filled(state, table)
+
+
+def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.Module:
+    """The module of a kind, in the sizes of the tensors."""
+    if kind == "linear classifier":
+        return probes.LinearClassifier(len(state["bias"]))
+    if kind == "linear depth":
+        return probes.LinearDepth(len(state["conv_depth.bias"]), max_depth=max_depth)
+    if kind == "segmentation":
+        return probes.LinearSegmentation(len(state["conv_seg.bias"]))
+    widths = (len(state[f"reassemble_blocks.projects.{i}.conv.bias"]) for i in range(4))
+    return probes.DPTDepth(tuple(widths), len(state["project.conv.bias"]))
+
+
+def _filled(state: Mapping[str, np.ndarray], table: Mapping) -> dict:
+    """The tree of variables."""
+    found: dict = {}
+    for name, (leaf, axes) in table.items():
+        *path, last = leaf.split("/")
+        inside = found
+        for part in path:
+            inside = inside.setdefault(part, {})
+        inside[last] = np.ascontiguousarray(state[name].transpose(axes))
+    return found

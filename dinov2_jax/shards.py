@@ -1,0 +1,188 @@
+"""Features on disk: a folder of shards that a later reader maps, never loads whole.
+
+    OUT/manifest.json        what made them; a folder holds features of one making
+    OUT/cls/00000.npy        [rows D], one file a kind and a shard
+    OUT/index/00000.parquet  record, name, label, ok, shard, row; written last
+
+A shard whose index is there is whole.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+
+def claim(folder: pathlib.Path, manifest: Mapping) -> None:
+    """Make the folder, or check that it was begun with the same manifest.
+
+    Raises: ValueError that lists what differs.
+    """
+    path = folder / "manifest.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        before = json.loads(path.read_text())
+        now = json.loads(json.dumps(manifest))
+        keys = [k for k in before | now if before.get(k) != now.get(k)]
+        keys = [k for k in keys if k != "versions"]
+        if keys:
+            what = "; ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys)
+            raise ValueError(
+                f"{folder} holds features of another making ({what}); choose another "
+                "--out, or remove it first."
+            )
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(manifest, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def missing(folder: pathlib.Path, first: int, last: int) -> list[tuple[int, int]]:
+    """Ranges of shards in first..last-1 that are not whole, as (first, last)."""
+    ranges: list[tuple[int, int]] = []
+    for number in range(first, last):
+        if _index(folder, number).exists():
+            continue
+        if ranges and ranges[-1][1] == number:
+            ranges[-1] = (ranges[-1][0], number + 1)
+        else:
+            ranges.append((number, number + 1))
+    return ranges
+
+
+class Writer:
+    """One shard; its rows come in parts, and lie on disk at once."""
+
+    def __init__(self, folder: pathlib.Path, number: int, rows: int):
+        """
+        Args:
+            folder: of `claim`.
+            number: of the shard.
+            rows: that it will have.
+        """
+        self.folder, self.number, self.rows = folder, number, rows
+        self.arrays: dict[str, np.memmap] = {}
+        self.columns: list[pyarrow.Table] = []
+        self.done = 0
+
+    def add(self, features: Mapping[str, np.ndarray], about: Mapping) -> None:
+        """Append rows.
+
+        Args:
+            features: kind -> [n ...].
+            about: record [n] int64, name [n], label [n] int, ok [n] bool.
+        """
+        count = len(about["record"])
+        for kind, rows in features.items():
+            if kind not in self.arrays:
+                path = _array(self.folder, kind, self.number)
+                path.parent.mkdir(exist_ok=True)
+                self.arrays[kind] = np.lib.format.open_memmap(
+                    path.with_name(path.name + ".part"),
+                    "w+",
+                    rows.dtype,
+                    (self.rows, *rows.shape[1:]),
+                )
+            self.arrays[kind][self.done : self.done + count] = rows[:count]
+        where = {
+            "shard": np.full(count, self.number, np.int32),
+            "row": np.arange(self.done, self.done + count, dtype=np.int32),
+        }
+        self.columns.append(pyarrow.table(dict(about) | where))
+        self.done += count
+
+    def close(self) -> None:
+        """Place the files; the index last, so that it stands for all of them."""
+        for kind, rows in self.arrays.items():
+            rows.flush()
+            path = _array(self.folder, kind, self.number)
+            os.replace(path.with_name(path.name + ".part"), path)
+        path = _index(self.folder, self.number)
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
+        os.replace(part, path)
+
+
+class Rows:
+    """Features of one kind over all shards, by row of the whole; mapped, not read."""
+
+    def __init__(self, files: Sequence[pathlib.Path]):
+        """`files`: the shards of a kind, in order."""
+        self.parts = [np.load(file, mmap_mode="r") for file in files]
+        self.ends = np.cumsum([len(part) for part in self.parts])
+        self.dtype = self.parts[0].dtype
+        self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """The features of a row, a slice or an array of row numbers, in memory."""
+        wanted = np.arange(len(self))[rows]
+        flat = np.atleast_1d(wanted)
+        found = np.empty((len(flat), *self.shape[1:]), self.dtype)
+        shards = np.searchsorted(self.ends, flat, side="right")
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            start = self.ends[shard] - len(self.parts[shard])
+            found[here] = self.parts[shard][flat[here] - start]
+        return found.reshape(*wanted.shape, *self.shape[1:])
+
+    def blocks(self, size: int) -> Iterator[np.ndarray]:
+        """All rows in order, so many at once."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+def open_features(
+    folder: str | os.PathLike,
+) -> tuple[dict[str, Rows], pyarrow.Table, dict]:
+    """(kind -> Rows, the index as a table with a line for each row, the manifest).
+
+    Raises: ValueError if the folder holds no features, or not all of them yet.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} holds no features ({error}); make them with dinov2-jax embed."
+        ) from error
+    shards = -(-manifest["records"] // manifest["shard_size"])
+    left = sum(last - first for first, last in missing(folder, 0, shards))
+    if left:
+        raise ValueError(
+            f"{left} of {shards} shards in {folder} are not written yet; run the same "
+            "dinov2-jax embed again."
+        )
+    numbers = range(shards)
+    tables = [pyarrow.parquet.read_table(_index(folder, n)) for n in numbers]
+    kinds = {
+        kind: Rows([_array(folder, kind, n) for n in numbers])
+        for kind in manifest["what"]
+    }
+    return kinds, pyarrow.concat_tables(tables), manifest
+
+
+def clean(folder: pathlib.Path, first: int, last: int) -> None:
+    """Remove what a killed start left half-written in these shards."""
+    for path in folder.glob("*/*.part"):
+        with contextlib.suppress(ValueError):
+            if first <= int(path.name.partition(".")[0]) < last:
+                path.unlink()
+
+
+def _array(folder: pathlib.Path, kind: str, number: int) -> pathlib.Path:
+    """File of a kind and a shard."""
+    return folder / kind / f"{number:05}.npy"
+
+
+def _index(folder: pathlib.Path, number: int) -> pathlib.Path:
+    """Index of a shard."""
+    return folder / "index" / f"{number:05}.parquet"

@@ -1,6 +1,6 @@
 """Every pair of formats, in a table: tensors that match, features that differ.
 
-python benchmarks/bridges.py [--models S S_reg ...] [--sizes 224 518 224x336]
+python benchmarks/bridges.py [--models S S_reg ...] [--to onnx ...] [--sizes 224 ...]
 
 For each architecture, weights without a zero or a one (norms, biases and LayerScale are
 random too) are written in every format that can be read; each of these files is read,
@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    add("--to", nargs="+", default=[*FILES, *PROGRAMS], choices=[*FILES, *PROGRAMS])
     add("--sizes", nargs="+", default=["224", "518", "224x336"], help="pixels")
     add("--depth-g", type=int, default=4, help="blocks of g, of 40")
     add("--json", type=pathlib.Path, help="file for all numbers")
@@ -108,11 +109,13 @@ def digest(params: dict) -> str:
 class Bridges:
     """All pairs of one architecture."""
 
-    def __init__(self, name: str, sizes: list[tuple[int, int]], depth_g: int) -> None:
+    def __init__(
+        self, name: str, sizes: list[tuple[int, int]], to: list[str], depth_g: int
+    ) -> None:
         told = MODELS[name].about()
         if told["width"] == vit.VARIANTS["g"]["width"]:
             told["depth"] = depth_g
-        self.name, self.sizes = name, sizes
+        self.name, self.sizes, self.to = name, sizes, to
         self.model = zoo.module(told)
         self.params = weights(self.model)
         self.state = names.backbone_to_official(self.params, self.model.patch_size)
@@ -128,7 +131,7 @@ class Bridges:
                 write(first, path, self.model, self.params, None)
                 state = read.read_weights(path).backbone
                 params = names.backbone_from_official(state, self.params)
-                for kind in FILES | PROGRAMS:
+                for kind in self.to:
                     start = time.perf_counter()
                     found.append(self.pair(kind, params) | {"from": first})
                     line = f"{self.name} {first} -> {kind}"
@@ -156,7 +159,8 @@ class Bridges:
         """Largest (cls, patches) differences by size, and what ran."""
         resize = check.resize(kind, self.model)
         model = self.model.clone(**resize)
-        stacks = check.images(sizes, model.in_channels, number=1)
+        # One size at a time: an image must not depend on the sizes beside it.
+        stacks = [check.images([s], model.in_channels, number=1)[0] for s in sizes]
         if kind == "safetensors":
             state = read.read_weights(path).backbone
             again = names.backbone_from_official(state, self.params)
@@ -180,7 +184,7 @@ def table(rows: list[dict], sizes: list[tuple[int, int]]) -> str:
     head = ["model", "to", *(f"from {kind}" for kind in FILES), *sides, "by"]
     lines = [head, ["---"] * len(head)]
     for model in dict.fromkeys(row["model"] for row in rows):
-        for kind in FILES | PROGRAMS:
+        for kind in dict.fromkeys(row["to"] for row in rows):
             mine = [r for r in rows if (r["model"], r["to"]) == (model, kind)]
             equal = {row["from"]: row["tensors"] for row in mine}
             counts = [f"{t.total - len(t.lost)}/{t.total}" for t in equal.values()]
@@ -210,7 +214,7 @@ def main() -> None:
     rows = []
     for name in chosen.models:
         try:
-            rows += Bridges(name, sizes, chosen.depth_g).rows()
+            rows += Bridges(name, sizes, chosen.to, chosen.depth_g).rows()
         except peers.Absent as absent:
             sys.exit(f"bridges.py: {absent}")
     print(table(rows, sizes))

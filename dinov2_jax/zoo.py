@@ -141,10 +141,10 @@ def read_any(source: str | os.PathLike, which: str = "teacher") -> read.Weights:
     path = pathlib.Path(source).expanduser()
     if not path.exists():
         near = difflib.get_close_matches(str(source), RELEASED, 1, 0.8)
-        hint = f"did you mean {near[0]}?" if near else f"names: {', '.join(RELEASED)}."
+        hint = f"; did you mean {near[0]}?" if near else " such as dinov2_vits14_reg."
         raise ValueError(
             f"{source} is no official name and no path; give a workdir, a .pth or "
-            f".safetensors file, a Hugging Face folder, or a name: {hint}"
+            f".safetensors file, a Hugging Face folder, or a name{hint}"
         )
     if is_run(path):
         return _of_run(path, which)

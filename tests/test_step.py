@@ -1,6 +1,10 @@
 """One step: what it changes, what it refuses, and that it learns."""
 
 import functools
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -96,6 +100,33 @@ def test_a_run_stops_at_a_step_and_does_none_beyond_it():
     stop = loop.Stop(at=4)
     assert [stop(done) for done in (0, 3)] == ["", ""]
     assert stop(4) == stop(9) == "train.stop_at=4"
+
+
+def test_a_run_stops_when_its_minutes_are_over():
+    assert loop.Stop(minutes=60)(3) == ""
+    late = loop.Stop(minutes=0.5, began=time.monotonic() - 31)
+    assert late(3) == "train.minutes=0.5"
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = """
+import time
+from dinov2_jax.train import loop
+stop = loop.Stop().on_signals()
+print("ready", flush=True)
+while not stop(0):
+    time.sleep(0.01)
+print(stop(0), flush=True)
+time.sleep(600)  # a step that takes long
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
 
 
 def test_processes_ask_each_other_at_the_same_steps_only():

@@ -89,8 +89,8 @@ def test_released_files_have_the_official_addresses():
 def test_the_package_offers_it():
     assert dinov2_jax.load_backbone is zoo.load_backbone
     assert "load_backbone" in dir(dinov2_jax)
-    with pytest.raises(AttributeError, match="no attribute 'load_head'"):
-        _ = dinov2_jax.load_head
+    with pytest.raises(AttributeError, match="no attribute 'load_backbon'"):
+        _ = dinov2_jax.load_backbon
 
 
 @pytest.mark.parametrize("registers, ffn", [(0, "mlp"), (4, "swiglu")])
@@ -354,7 +354,10 @@ def test_weights_that_do_not_tell_their_heads_are_refused(weights):
     [
         ((), "Give a name, one of dinov2_vits14"),
         (("dinov2_vits14reg",), "no path; .* did you mean dinov2_vits14_reg"),
-        (("none/such",), "no official name and no path; .* names: dinov2_vits14"),
+        (
+            ("none/such",),
+            "no official name and no path; .* a name such as dinov2_vits14",
+        ),
         (("resnet", "some/path"), "'resnet' is no official name"),
     ],
 )

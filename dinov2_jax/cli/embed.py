@@ -171,7 +171,7 @@ def embed(
     first, last = index * count // number, (index + 1) * count // number
     shards.clean(out, first, last)
     whole = last - first - sum(b - a for a, b in shards.missing(out, first, last))
-    shown = progress.Progress(whole, last - first, unit="shard")
+    done, shown = whole, progress.Progress(whole, last - first, unit="shard")
     if whole:
         shown.say(f"{whole} of {last - first} shards are there already")
     for a, b in shards.missing(out, first, last):
@@ -187,7 +187,9 @@ def embed(
         )
         with contextlib.closing(batches):
             made = features.stream(functools.partial(apply, params), batches, mesh)
-            write(out, part, made, a, shard_size, shown)
+            for written, text in write(out, part, made, a, shard_size):
+                shown.show(done + written, text)
+        done += b - a
     if number > 1:
         from jax.experimental import multihost_utils
 
@@ -215,20 +217,23 @@ def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
 
 
 def write(
-    out: pathlib.Path,
-    part: Part,
-    made: Iterator,
-    first: int,
-    shard_size: int,
-    shown: progress.Progress,
-) -> None:
-    """Write the shards of a part, whose first one has a number, as batches come."""
-    shard, skipped, position, done = None, 0, 0, shown.start
+    out: pathlib.Path, part: Part, made: Iterator, first: int, shard_size: int
+) -> Iterator[tuple[int, str]]:
+    """Write the shards of a part as its batches come.
+
+    Args:
+        out: the folder.
+        part: the records.
+        made: (batch, {kind: rows}) in the order of the records.
+        first: number of the part's first shard.
+        shard_size: images of a shard.
+    Returns: an iterator of (shards written, what to tell), one a shard.
+    """
+    shard, skipped, position, done = None, 0, 0, 0
     for batch, found in made:
         if shard is None:
-            number = first + position // shard_size
             rows = min(shard_size, len(part) - position)
-            shard = shards.Writer(out, number, rows)
+            shard = shards.Writer(out, first + done, rows)
         count = min(len(batch.ids), len(part) - position)
         ok = batch.ids[:count] >= 0
         found = {kind: rows[:count] * _column(ok, rows) for kind, rows in found.items()}
@@ -244,8 +249,7 @@ def write(
         if shard.done == shard.rows:
             shard.close()
             shard, done = None, done + 1
-            shown.show(done, f"{position} images, {skipped} skipped")
-    shown.start = done
+            yield done, f"{position} images, {skipped} skipped"
 
 
 def _column(ok: np.ndarray, rows: np.ndarray) -> np.ndarray:

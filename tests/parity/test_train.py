@@ -101,9 +101,8 @@ def test_parameter_groups_equal_the_reference(golden, ffn):
         names.backbone_to_official(spread(f, params)["backbone"], meta["patch"])
         for f in factors
     )
-    for name, expected in want.items():
-        # a chunked model's names carry the chunk; the absolute block number counts
-        plain = names._unchunked(name)
+    # a chunked model's names carry the chunk; the absolute block number counts
+    for plain, expected in names.unchunked(want).items():
         assert list(lr[plain].shape) == expected["shape"]
         close(lr[plain], expected["lr_multiplier"], 0, 1e-6)  # float32 factors
         assert (decay[plain] == expected["wd_multiplier"]).all()

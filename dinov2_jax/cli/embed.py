@@ -143,12 +143,7 @@ def embed(
     source = sources.open_source(data)
     pipeline.require_decodable(source, max_pixels=max_pixels)
     backbone, params = zoo.load_backbone(name, weights, which=which)
-    if crop % backbone.patch_size:
-        raise ValueError(
-            f"--crop={crop} is no multiple of the patch size {backbone.patch_size}."
-        )
-    if "registers" in what and not backbone.registers:
-        raise ValueError(f"{weights} has no registers; leave them out of --what.")
+    _check_model(backbone, what, crop)
     records = min(len(source), limit or len(source))
     manifest = {
         "weights": str(weights),
@@ -166,15 +161,8 @@ def embed(
     }
     shards.claim(out, manifest)
     apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
-    count = -(-records // shard_size)
-    index, number = jax.process_index(), jax.process_count()
-    first, last = index * count // number, (index + 1) * count // number
-    shards.clean(out, first, last)
-    whole = last - first - sum(b - a for a, b in shards.missing(out, first, last))
-    done, shown = whole, progress.Progress(whole, last - first, unit="shard")
-    if whole:
-        shown.say(f"{whole} of {last - first} shards are there already")
-    for a, b in shards.missing(out, first, last):
+    shown, done, left = _left(out, -(-records // shard_size))
+    for a, b in left:
         part = Part(source, records, a * shard_size, min(b * shard_size, records))
         batches = pipeline.eval_batches(
             part,
@@ -190,13 +178,28 @@ def embed(
             for written, text in write(out, part, made, a, shard_size):
                 shown.show(done + written, text)
         done += b - a
-    if number > 1:
+    if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("embed")
     found = shards.open_features(out)
     _tell_skipped(out, found[1], shown)
     return found
+
+
+def _left(
+    out: pathlib.Path, count: int
+) -> tuple[progress.Progress, int, list[tuple[int, int]]]:
+    """(progress, shards done, ranges to do) of this process's part of the shards."""
+    index, number = jax.process_index(), jax.process_count()
+    first, last = index * count // number, (index + 1) * count // number
+    shards.clean(out, first, last)
+    left = shards.missing(out, first, last)
+    done = last - first - sum(b - a for a, b in left)
+    shown = progress.Progress(done, last - first, unit="shard")
+    if done:
+        shown.say(f"{done} of {last - first} shards are there already")
+    return shown, done, left
 
 
 def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
@@ -275,6 +278,16 @@ def _check_sizes(
         )
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; give 1 or more, or leave it out.")
+
+
+def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
+    """Raises ValueError if the backbone cannot give what is asked for."""
+    if crop % backbone.patch_size:
+        raise ValueError(
+            f"crop={crop} is no multiple of the patch size {backbone.patch_size}."
+        )
+    if "registers" in what and not backbone.registers:
+        raise ValueError("These weights have no registers; leave them out of what.")
 
 
 def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:

@@ -11,7 +11,6 @@ g has its first 4 blocks, so that two cores and 24 GB are enough.
 """
 
 import argparse
-import hashlib
 import json
 import pathlib
 import sys
@@ -27,6 +26,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import zoo
+from dinov2_jax.cli import convert, embed, workdir
 from dinov2_jax.convert import check, export, names, onnx, peers, read, stablehlo
 from dinov2_jax.models import vit
 
@@ -53,12 +53,6 @@ def arguments() -> argparse.Namespace:
     add("--depth-g", type=int, default=4, help="blocks of g, of 40")
     add("--json", type=pathlib.Path, help="file for all numbers")
     return parser.parse_args()
-
-
-def pixels(text: str) -> tuple[int, int]:
-    """(rows, columns) of `224` or `224x336`."""
-    rows, cross, columns = text.partition("x")
-    return int(rows), int(columns if cross else rows)
 
 
 def weights(model: vit.ViT) -> dict:
@@ -98,14 +92,6 @@ def write(kind: str, path: pathlib.Path, model, params, size) -> None:
         stablehlo.write(path, model, params, {}, size)
 
 
-def digest(params: dict) -> str:
-    """Equal for equal parameters."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
-
-
 class Bridges:
     """All pairs of one architecture."""
 
@@ -141,7 +127,7 @@ class Bridges:
     def pair(self, kind: str, params: dict) -> dict:
         """Write a format from parameters that were read, and compare its file."""
         program, found = kind in PROGRAMS, {}
-        key = (kind, digest(params))
+        key = (kind, embed.digest(params))
         if key in self.seen:
             return self.seen[key]
         for sizes in [[size] for size in self.sizes] if program else [self.sizes]:
@@ -209,7 +195,7 @@ own (transformers without registers, timm) are compared with ours set to that wa
 def main() -> None:
     """Print the table."""
     chosen = arguments()
-    sizes = [pixels(text) for text in chosen.sizes]
+    sizes = [convert.pixels(text) for text in chosen.sizes]
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = []
     for name in chosen.models:
@@ -230,7 +216,7 @@ def main() -> None:
             }
             for row in rows
         ]
-        chosen.json.write_text(json.dumps(plain, indent=1) + "\n")
+        workdir.write_text(chosen.json, json.dumps(plain, indent=1) + "\n")
 
 
 if __name__ == "__main__":

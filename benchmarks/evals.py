@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import neighbors
+from dinov2_jax.cli import workdir
 from dinov2_jax.evals import knn
 
 
@@ -94,9 +95,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if given.out:
-        part = given.out.with_name(given.out.name + ".part")
-        part.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(part, given.out)
+        workdir.write_text(given.out, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

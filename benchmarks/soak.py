@@ -20,6 +20,9 @@ import time
 
 from PIL import Image
 
+from dinov2_jax.cli import workdir as workdir_files
+from dinov2_jax.train import history
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -36,20 +39,7 @@ def command(workdir: pathlib.Path, options: argparse.Namespace) -> list[str]:
 
 def steps(workdir: pathlib.Path) -> int:
     """The step of the last whole line of metrics.jsonl, 0 if there is none."""
-    metrics = workdir / "metrics.jsonl"
-    text = metrics.read_text() if metrics.is_file() else ""
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return json.loads(whole[-1])["step"] if whole else 0
-
-
-def history(workdir: pathlib.Path) -> list[dict]:
-    """metrics.jsonl without what a clock or the memory says."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timed = ("time/", "memory/")
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
-        for line in lines
-    ]
+    return max(history.last_step(workdir), 0)
 
 
 def corrupted(workdir: pathlib.Path) -> list[str]:
@@ -143,14 +133,14 @@ def main() -> None:
     start_s = time.monotonic() - began
     if process.wait():
         raise SystemExit(f"the run itself failed; see {home / 'log.txt'}.")
-    want, same = history(straight), []
+    want, same = history.reproducible(straight), []
     kills, lost, runs, bad = [], [], 1, []
     kinds = ["start", "save", "train"]
     while len(kills) < options.kills:
         workdir, kind = home / f"run{runs}", kinds[len(kills) % 3]
         at = killed(command(workdir, options), workdir, log, kind, start_s)
         if at is None:
-            same.append(history(workdir) == want)
+            same.append(history.reproducible(workdir) == want)
             runs += 1
             continue
         kills.append(kind)
@@ -163,7 +153,7 @@ def main() -> None:
         )
     workdir = home / f"run{runs}"
     subprocess.run(command(workdir, options), stdout=log, stderr=log, check=True)
-    same.append(history(workdir) == want)
+    same.append(history.reproducible(workdir) == want)
     log.close()
     said = (home / "log.txt").read_text()
     result = {
@@ -182,9 +172,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.out:
-        part = options.out.with_name(options.out.name + ".part")
-        part.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(part, options.out)
+        workdir_files.write_text(options.out, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def restore(
         try:
             found = checkpoints.restore(step, args=args)
         except Exception as error:  # noqa: BLE001  Orbax raises whatever it met
-            first = " ".join(str(error).split())[:200]
-            log.warning("checkpoint %d cannot be read (%s); trying older", step, first)
+            why = _short(error)
+            log.warning("checkpoint %d cannot be read (%s); trying older", step, why)
             broken.append(step)
             continue
         for bad in broken:
@@ -151,12 +151,17 @@ def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any
             shapes = tree.map_named(shape, batch)
             found = reader.restore(folder, {"state": state, "batch": shapes})
     except Exception as error:  # Orbax raises whatever it met
-        first = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{folder} holds no step of this config that can be read ({first}); give "
+            f"{folder} holds no step of this config that can be read "
+            f"({_short(error)}); give "
             "WORKDIR/failed/STEP of a run of the same config."
         ) from error
     return found["state"], found["batch"]
+
+
+def _short(error: Exception) -> str:
+    """The beginning of what Orbax says, which may be pages, in one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def load_params(folder: pathlib.Path, which: str = "teacher") -> dict:

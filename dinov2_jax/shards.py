@@ -74,8 +74,9 @@ class Writer:
         """Append rows.
 
         Args:
-            features: kind -> [n ...].
-            about: record [n] int64, name [n], label [n] int, ok [n] bool.
+            features: kind -> [n or more, ...]; what is beyond n is padding.
+            about: record [n] int64, name [n], label [n] int, ok [n] bool; features of
+                a row that is not ok are stored as zeros.
         """
         count = len(about["record"])
         for kind, rows in features.items():
@@ -88,7 +89,9 @@ class Writer:
                     rows.dtype,
                     (self.rows, *rows.shape[1:]),
                 )
-            self.arrays[kind][self.done : self.done + count] = rows[:count]
+            place = self.arrays[kind][self.done : self.done + count]
+            place[:] = rows[:count]
+            place[~about["ok"]] = 0
         where = {
             "shard": np.full(count, self.number, np.int32),
             "row": np.arange(self.done, self.done + count, dtype=np.int32),
@@ -124,7 +127,7 @@ class Rows:
 
     def __getitem__(self, rows) -> np.ndarray:
         """The features of a row, a slice or an array of row numbers, in memory."""
-        wanted = np.arange(len(self))[rows]
+        wanted = self._numbers(rows)
         flat = np.atleast_1d(wanted)
         found = np.empty((len(flat), *self.shape[1:]), self.dtype)
         shards = np.searchsorted(self.ends, flat, side="right")
@@ -133,6 +136,18 @@ class Rows:
             start = self.ends[shard] - len(self.parts[shard])
             found[here] = self.parts[shard][flat[here] - start]
         return found.reshape(*wanted.shape, *self.shape[1:])
+
+    def _numbers(self, rows) -> np.ndarray:
+        """Row numbers from 0, whatever names them; costs no more than they are many."""
+        if isinstance(rows, slice):
+            return np.arange(*rows.indices(len(self)))
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool:
+            return np.arange(len(self))[wanted]
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
+        if ((wanted < 0) | (wanted >= len(self))).any():
+            raise IndexError(f"row {rows} of {len(self)}")
+        return wanted
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
         """All rows in order, so many at once."""

@@ -17,6 +17,18 @@ def names(tree: Any) -> list[str]:
     return [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
+def nested(leaves: Mapping[str, Any]) -> dict:
+    """The tree of dicts whose leaves have these names."""
+    found: dict = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        inside = found
+        for part in path:
+            inside = inside.setdefault(part, {})
+        inside[last] = leaf
+    return found
+
+
 def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """The tree with every leaf replaced by `function(name, leaf)`."""
     return jax.tree.map_with_path(lambda p, leaf: function(path_name(p), leaf), tree)

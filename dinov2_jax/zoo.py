@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import checkpoint, download
-from dinov2_jax.convert import adapt, infer, mapped, names, probes, pth, read
+from dinov2_jax.convert import adapt, infer, names, probes, read
 from dinov2_jax.models import vit
 
 URL = "https://dl.fbaipublicfiles.com/dinov2"
@@ -86,7 +86,7 @@ def load_head(
 
     Args:
         source: a name of HEADS, whose file is downloaded once, or the path of a .pth or
-            .safetensors file.
+            .safetensors file, told apart by what it holds.
         max_depth: metres of the last bin of a linear depth head; None for 80 if the name
             says KITTI, else 10.
     Returns: module and variables, see `convert.probes.read_head`.
@@ -99,10 +99,7 @@ def load_head(
         near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"{source} is no file and no released head{hint}")
-    if path.suffix == ".safetensors":
-        tensors, _ = mapped.tensors(path)
-    else:
-        tensors = pth.read_pth(path)
+    tensors, _ = read.tensors(path)
     if max_depth is None:
         max_depth = 80.0 if "kitti" in path.name else 10.0
     try:
@@ -125,6 +122,17 @@ def module(about: Mapping, **overrides) -> vit.ViT:
             "file with a config that does."
         )
     return vit.ViT(**given)
+
+
+def shapes(built: vit.ViT) -> dict:
+    """Shapes of a module's parameters; nothing is computed."""
+    images = jax.ShapeDtypeStruct(_patch(built), jnp.float32)
+    return jax.eval_shape(built.init, jax.random.key(0), images)["params"]
+
+
+def _patch(built: vit.ViT) -> tuple[int, ...]:
+    """Shape of the smallest image."""
+    return (1, built.patch_size, built.patch_size, built.in_channels)
 
 
 def read_any(source: str | os.PathLike, which: str = "teacher") -> read.Weights:
@@ -282,9 +290,7 @@ def _filled(
     built: vit.ViT, state: Mapping[str, np.ndarray], partial: bool, source: object
 ) -> tuple[dict, names.Match]:
     """float32 parameters of a module, and how the state dict fits it."""
-    side = built.patch_size
-    images = jnp.zeros((1, side, side, built.in_channels))
-    template = jax.eval_shape(built.init, jax.random.key(0), images)["params"]
+    template = shapes(built)
     match = names.match_backbone(state, template)
     if not match.whole:
         if not partial or not match.matched:
@@ -297,6 +303,7 @@ def _filled(
             listed = getattr(match, kind)
             print(f"{kind} {len(listed)}: {', '.join(listed)}", file=sys.stderr)
         print("What is missing or misshaped is initialised anew.", file=sys.stderr)
+        images = jnp.zeros(_patch(built))
         template = jax.jit(built.init)(jax.random.key(0), images)["params"]
     params = names.fill_backbone(state, template, match)
     # A copy: what lies in the file must not change with the file.

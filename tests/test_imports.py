@@ -45,6 +45,7 @@ ROOMS = {
     "convert": ["tree", "models"],
     "train": [],
     "train.losses": ["models.heads"],
+    "train.progress": ["meter"],
     "train.optim": ["tree"],
     "train.health": ["models.dino"],
     "train.step": ["models.dino", "data.batch"],

@@ -1,6 +1,5 @@
 """Killed at any moment and started again, a run gives the numbers of one never killed."""
 
-import json
 import os
 import pathlib
 import signal
@@ -10,17 +9,14 @@ import time
 
 import numpy as np
 import pytest
-import tiny
+import test_run
 from PIL import Image
 
-from dinov2_jax import config as settings
+from dinov2_jax.train import history
 
 STEPS = 24
 RUN = [
-    f"--config.{name}={value}"
-    for name, value in settings.fields(tiny.config())
-    if dict(settings.fields(settings.default()))[name] != value
-] + [
+    *test_run.TINY,
     "--config.mesh.remat=none",
     f"--config.train.steps={STEPS}",
     "--config.train.log_every=2",  # lines of the history and checkpoints at other steps
@@ -53,24 +49,6 @@ def command(workdir: pathlib.Path, images: pathlib.Path, *more: str) -> list[str
     ]
 
 
-def last_step(workdir: pathlib.Path) -> int:
-    """The step of the last whole line of metrics.jsonl; -1 if there is none."""
-    metrics = workdir / "metrics.jsonl"
-    text = metrics.read_text() if metrics.is_file() else ""
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return json.loads(whole[-1])["step"] if whole else -1
-
-
-def history(workdir: pathlib.Path) -> list[dict]:
-    """metrics.jsonl without what a clock or the memory says."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timed = ("time/", "memory/")
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith(timed)}
-        for line in lines
-    ]
-
-
 def finish(given: list[str], **environment: str) -> str:
     """Run to the end; what it said."""
     done = subprocess.run(
@@ -89,7 +67,7 @@ def kill_after(given: list[str], workdir: pathlib.Path, step: int, pause: float)
     process = subprocess.Popen(
         given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while last_step(workdir) < step:
+    while history.last_step(workdir) < step:
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.005)
     time.sleep(pause)
@@ -102,7 +80,7 @@ def straight(images, tmp_path_factory):
     """A run that was never killed."""
     workdir = tmp_path_factory.mktemp("kill") / "straight"
     finish(command(workdir, images))
-    found = history(workdir)
+    found = history.reproducible(workdir)
     assert sum(line.get("data/skipped", 0) for line in found) > 3
     return workdir
 
@@ -123,7 +101,7 @@ def test_three_kills_leave_no_trace_in_the_history(workers, straight, images, tm
         kill_after(given, workdir, int(step), rng.uniform(0, 0.1))
     said = finish(command(workdir, images, f"--config.data.workers={workers[-1]}"))
     assert "continuing at step" in said
-    assert history(workdir) == history(straight)
+    assert history.reproducible(workdir) == history.reproducible(straight)
     skipped = "skipped.txt"
     assert (workdir / skipped).read_text() == (straight / skipped).read_text()
     assert not list(workdir.rglob("*tmp*")) and not list(workdir.rglob("*.part"))
@@ -140,7 +118,7 @@ def test_another_number_of_devices_goes_on_with_the_same_data_and_losses(
     flag = f"--xla_force_host_platform_device_count={devices}"
     given = command(workdir, images, f"--config.mesh.fsdp={fsdp}")
     finish(given, XLA_FLAGS=flag)
-    got, want = history(workdir), history(straight)
+    got, want = history.reproducible(workdir), history.reproducible(straight)
     assert len(got) == len(want)
     for a, b in zip(got, want):
         # The data are the same: these two are counts of the batches. Losses differ by

@@ -7,6 +7,7 @@ import peers
 import pytest
 
 from dinov2_jax import zoo
+from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
 from dinov2_jax.models import probes
 
@@ -289,6 +290,12 @@ def test_a_head_is_loaded_from_a_file_or_by_its_name(source, tmp_path, monkeypat
     head, variables = zoo.load_head(given)
     assert isinstance(head, probes.LinearClassifier)
     assert (variables["params"]["linear"]["kernel"] == state["weight"].T).all()
+
+
+def test_a_head_is_told_by_what_its_file_holds(tmp_path):
+    path, state = tmp_path / "head.pth", random_state(SHAPES["linear"])
+    export.write_safetensors(path, state, {})
+    assert isinstance(zoo.load_head(path)[0], probes.LinearClassifier)
 
 
 def test_a_head_of_an_unknown_name_is_met_with_the_nearest(tmp_path):

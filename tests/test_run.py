@@ -15,6 +15,7 @@ import tiny
 
 from dinov2_jax import __main__ as command
 from dinov2_jax import config as settings
+from dinov2_jax.train import history
 
 TINY = [
     f"--config.{name}={value}"
@@ -38,21 +39,6 @@ def arguments(workdir: pathlib.Path, *more: str) -> list[str]:
     ]
 
 
-def lines(workdir: pathlib.Path) -> list[dict]:
-    """metrics.jsonl without what a clock or the memory says."""
-    found = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        found.append(
-            {
-                k: v
-                for k, v in values.items()
-                if k.split("/")[0] not in ("time", "memory")
-            }
-        )
-    return found
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """A run that was never stopped."""
@@ -73,7 +59,7 @@ def test_a_run_leaves_all_that_is_promised(straight):
         "checkpoints/8",
     ):
         assert (straight / name).exists(), name
-    found = lines(straight)
+    found = history.reproducible(straight)
     assert [line["step"] for line in found] == list(range(9))
     assert {"knn/top1", "knn/raw_pixels_top1", "knn/color_histogram_top1"} <= set(
         found[0]
@@ -91,16 +77,16 @@ def test_a_run_leaves_all_that_is_promised(straight):
 def test_a_stopped_run_continues_with_the_same_numbers(straight, tmp_path):
     workdir = tmp_path / "run"
     assert command.main(arguments(workdir, "--config.train.stop_at=2")) == 0
-    assert [line["step"] for line in lines(workdir)] == [0, 1, 2]
+    assert [line["step"] for line in history.reproducible(workdir)] == [0, 1, 2]
     assert command.main(arguments(workdir)) == 0
-    assert lines(workdir) == lines(straight)
+    assert history.reproducible(workdir) == history.reproducible(straight)
 
 
 def test_a_finished_run_started_again_stays_as_it_is(straight, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     assert command.main(arguments(workdir)) == 0
-    assert lines(workdir) == lines(straight)
+    assert history.reproducible(workdir) == history.reproducible(straight)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path, caplog):
@@ -112,7 +98,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path, caplog):
     (workdir / "checkpoints/9.orbax-checkpoint-tmp").mkdir()
     assert command.main(arguments(workdir)) == 0
     assert "checkpoint 8 cannot be read" in caplog.text
-    assert lines(workdir) == lines(straight)
+    assert history.reproducible(workdir) == history.reproducible(straight)
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
@@ -137,7 +123,7 @@ def test_a_signal_saves_at_once_and_says_how_to_go_on(straight, tmp_path, number
     if "Stopped" in out:  # else the last step came first
         assert f"Stopped: {signal.Signals(number).name}. The same command" in out
     assert command.main(arguments(workdir)) == 0
-    assert lines(workdir) == lines(straight)
+    assert history.reproducible(workdir) == history.reproducible(straight)
 
 
 def test_another_config_is_refused_by_name_unless_allowed(straight, tmp_path, capsys):
@@ -163,7 +149,7 @@ def test_a_run_can_start_from_weights_of_another_grid(straight, tmp_path, kind):
     assert command.main(given) == 0
     # the teacher's features at step 0 are those of the run it came from, but for
     # the resized position table
-    first, last = lines(workdir)[0], lines(straight)[-1]
+    first, last = history.reproducible(workdir)[0], history.reproducible(straight)[-1]
     assert abs(first["health/feature_std"] - last["health/feature_std"]) < 0.2
 
 
@@ -182,7 +168,7 @@ def test_corrupt_images_are_skipped_counted_and_named(straight, tmp_path):
         workdir, f"--config.data.train={spec}", f"--config.data.val={spec}"
     )
     assert command.main(given) == 0
-    found = lines(workdir)
+    found = history.reproducible(workdir)
     assert sum(line.get("data/skipped", 0) for line in found) >= 2
     assert "broken.jpg" in (workdir / "skipped.txt").read_text()
     assert len((workdir / "skipped.txt").read_text().splitlines()) == 1

@@ -62,3 +62,9 @@ def test_a_rule_must_match_the_whole_name():
 def test_count_adds_the_scalars_of_all_leaves():
     assert tree.count(PARAMS) == 3 + 40 + 10 + 1 + 2
     assert tree.count({}) == 0
+
+
+def test_a_tree_is_made_again_from_the_names_of_its_leaves():
+    made = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    leaves = dict(zip(tree.names(made), jax.tree.leaves(made)))
+    assert tree.nested(leaves) == made

@@ -13,6 +13,7 @@ import test_run
 from PIL import Image
 
 from dinov2_jax import __main__ as command
+from dinov2_jax.train import history
 
 straight = test_run.straight  # the fixture: a run that met none
 
@@ -31,7 +32,7 @@ def test_steps_that_are_not_finite_end_the_run_and_can_be_seen_again(
     told("steps that are not finite", said)
     replay = re.search(r"--replay=(\S+)", said)[0]
     step = int(replay.rpartition("/")[2])
-    assert test_run.lines(ended)[-1]["step"] < step
+    assert history.reproducible(ended)[-1]["step"] < step
 
     assert command.main([*given, replay]) == 3
     shown = capsys.readouterr().out
@@ -39,7 +40,7 @@ def test_steps_that_are_not_finite_end_the_run_and_can_be_seen_again(
     # The same step of a run that went on, to the last digit that is shown.
     other = test_run.arguments(endless, *WILD, "--config.train.max_rejected=99")
     assert command.main(other) == 0
-    want = next(x for x in test_run.lines(endless) if x["step"] == step)
+    want = next(x for x in history.reproducible(endless) if x["step"] == step)
     found = dict(re.findall(r"^  (\S+/\S+) +(\S+)$", shown, re.MULTILINE))
     assert set(found) == set(want) - {"step", "data/skipped"}
     for name in set(found) - {"health/rejected"}:
@@ -99,7 +100,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
     ballast.unlink()
     assert command.main(given) == 0
     assert "continuing at step 3" in capsys.readouterr().err
-    assert test_run.lines(workdir) == test_run.lines(straight)
+    assert history.reproducible(workdir) == history.reproducible(straight)
 
 
 def bomb(side: int) -> bytes:
@@ -144,7 +145,7 @@ def test_a_folder_with_corrupt_images_trains(five_in_a_hundred, tmp_path):
     assert command.main(given) == 0
     named = (workdir / "skipped.txt").read_text().splitlines()
     assert sorted(line.rpartition("/")[2] for line in named) == sorted(bad)
-    counted = sum(line.get("data/skipped", 0) for line in test_run.lines(workdir))
+    counted = sum(line.get("data/skipped", 0) for line in history.reproducible(workdir))
     assert 2 * len(bad) <= counted <= 3 * len(bad)
     peak = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert "memory/peak_gib" in peak[-1]

@@ -19,7 +19,7 @@ from dinov2_jax import checkpoint, tree, zoo
 from dinov2_jax import config as settings
 from dinov2_jax.cli import assemble
 from dinov2_jax.convert import adapt, export, names, timm
-from dinov2_jax.models import vit
+from dinov2_jax.models import probes, vit
 from dinov2_jax.train import state as train_state
 
 OFFICIAL = json.loads(
@@ -253,7 +253,7 @@ def test_another_patch_size_keeps_the_grid_and_the_features(
     # Enlarged images of enlarged patches, each resized by itself, give the same tokens.
     images = np.asarray(pixels(70))
     cut = images.reshape(2, 5, 14, 5, 14, 3)
-    resize = adapt.bilinear(14, 28)
+    resize = probes.bilinear_weights(14, 28, False)
     enlarged = np.einsum("am,bn,xrmcnk->xracbk", resize, resize, cut)
     expected = features(module, params, images)
     got = features(other, changed, enlarged.reshape(2, 140, 140, 3))

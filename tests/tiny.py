@@ -7,10 +7,9 @@ import numpy as np
 
 from dinov2_jax import config as settings
 from dinov2_jax import sharding
-from dinov2_jax.cli import assemble
+from dinov2_jax.cli import assemble, restoring
 from dinov2_jax.data import batch as contract
 from dinov2_jax.data import masks
-from dinov2_jax.train import state as train_state
 from dinov2_jax.train import step
 
 
@@ -57,14 +56,8 @@ def train(c, mesh, steps: int):
     """State and metrics after some steps on a mesh."""
     model = assemble.model(c, mesh)
     key = jax.random.key(c.seed)
-    shapes = jax.eval_shape(lambda k: assemble.initial_params(c, model, k), key)
-    recipe = assemble.recipe(c, model, shapes)
-
-    def fresh(key):
-        params = assemble.initial_params(c, model, key)
-        teacher = jax.tree.map(lambda x: x + 0, params)
-        return train_state.create(params, teacher, recipe.tx, assemble.prototypes(c))
-
+    recipe = assemble.recipe(c, model, assemble.shapes(c, model))
+    fresh = functools.partial(restoring.fresh, c, model, recipe)
     layout = sharding.layouts(jax.eval_shape(fresh, key), mesh)
     state = jax.jit(fresh, out_shardings=layout)(key)
     update = jax.jit(functools.partial(step.train_step, recipe), donate_argnums=0)

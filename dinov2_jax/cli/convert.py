@@ -156,9 +156,7 @@ def prepared(
         about = about | {"image_size": size[0]}
         found = dataclasses.replace(found, backbone=state, about=about)
     model = zoo.module(about)
-    images = jax.ShapeDtypeStruct((1, patch, patch, model.in_channels), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    params = names.backbone_from_official(found.backbone, shapes)
+    params = names.backbone_from_official(found.backbone, zoo.shapes(model))
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     return Source(found, model, params, size)
 

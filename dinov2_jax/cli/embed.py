@@ -239,7 +239,6 @@ def write(
             shard = shards.Writer(out, first + done, rows)
         count = min(len(batch.ids), len(part) - position)
         ok = batch.ids[:count] >= 0
-        found = {kind: rows[:count] * _column(ok, rows) for kind, rows in found.items()}
         here = range(position, position + count)
         about = {
             "record": np.array([part.number(i) for i in here], np.int64),
@@ -253,11 +252,6 @@ def write(
             shard.close()
             shard, done = None, done + 1
             yield done, f"{position} images, {skipped} skipped"
-
-
-def _column(ok: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`ok` as factors of rows: what was not decoded is zero."""
-    return ok.reshape(-1, *[1] * (rows.ndim - 1)).astype(rows.dtype)
 
 
 def _check_sizes(

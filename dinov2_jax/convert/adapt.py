@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dinov2_jax.models import posembed
+from dinov2_jax.models import posembed, probes
 
 State = Mapping[str, np.ndarray]
 PROJECTION = "patch_embed.proj.weight"
@@ -51,17 +51,11 @@ def patch(state: State, size: int) -> dict:
     if size == old:
         return dict(state)
     # B of two dimensions is the Kronecker product of its axes, and so is its pinv.
-    inverse = np.linalg.pinv(bilinear(old, size).T)
+    inverse = np.linalg.pinv(probes.bilinear_weights(old, size, False).T)
     new = np.einsum(
         "am,bn,dcmn->dcab", inverse, inverse, weight.astype(np.float64), optimize=True
     )
     return dict(state) | {PROJECTION: new.astype(weight.dtype)}
-
-
-def bilinear(old: int, new: int) -> np.ndarray:
-    """[new old] float64 matrix of a bilinear resize with half-pixel centers."""
-    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(old)[None]), 0.0)
 
 
 def channels(state: State, number: int) -> dict:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dinov2_jax.convert import tables
+from dinov2_jax.convert import infer, tables
 
 OUTSIDE = {
     "cls_token": "embeddings.cls_token",
@@ -77,12 +77,7 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Returns: their names; each official tensor is used once.
     Raises: ValueError that lists names if the architecture is none that they have.
     """
-    expected = tables.official(
-        tables.depth(tensors, r"blocks\.(\d+)\."),
-        "swiglu" if "blocks.0.mlp.w12.weight" in tensors else "mlp",
-        "register_tokens" in tensors,
-        () if "blocks.0.attn.qkv.bias" in tensors else ("attn.qkv.bias",),
-    )
+    expected = tables.complete(tensors)
     tables.check(tensors, expected, "Hugging Face compatible official")
     found = {}
     for name in expected:
@@ -228,15 +223,17 @@ def about(config: Mapping) -> dict:
         )
     registers = kinds[config["model_type"]]
     found = {ours: config[theirs] for ours, theirs in sizes.items()}
-    return found | {
-        "in_channels": config.get("num_channels", 3),
-        "registers": registers,
-        "ffn": "swiglu" if config.get("use_swiglu_ffn") else "mlp",
-        "mlp_ratio": float(config.get("mlp_ratio", 4)),
-        "qkv_bias": config.get("qkv_bias", True),
-        "antialias": registers > 0,
-        "offset": 0.0 if registers else 0.1,
-    }
+    return (
+        found
+        | {
+            "in_channels": config.get("num_channels", 3),
+            "registers": registers,
+            "ffn": "swiglu" if config.get("use_swiglu_ffn") else "mlp",
+            "mlp_ratio": float(config.get("mlp_ratio", 4)),
+            "qkv_bias": config.get("qkv_bias", True),
+        }
+        | infer.resize(registers)
+    )
 
 
 def processor() -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import numpy as np
 
+from dinov2_jax import tree
 from dinov2_jax.convert import tables
 from dinov2_jax.models import probes
 
@@ -141,11 +142,9 @@ def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.
 
 def _filled(state: Mapping[str, np.ndarray], table: Mapping) -> dict:
     """The tree of variables."""
-    found: dict = {}
-    for name, (leaf, axes) in table.items():
-        *path, last = leaf.split("/")
-        inside = found
-        for part in path:
-            inside = inside.setdefault(part, {})
-        inside[last] = np.ascontiguousarray(state[name].transpose(axes))
-    return found
+    return tree.nested(
+        {
+            leaf: np.ascontiguousarray(state[name].transpose(axes))
+            for name, (leaf, axes) in table.items()
+        }
+    )

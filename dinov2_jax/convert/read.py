@@ -58,7 +58,7 @@ def read_weights(path: pathlib.Path, which: str = "teacher") -> Weights:
     if path.is_dir():
         found, told = _folder(path)
     elif path.exists():
-        found, told = _file(path)
+        found, told = tensors(path)
     else:
         raise ValueError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
@@ -88,13 +88,13 @@ def _joined(shown: dict, told: Mapping) -> dict:
     return infer.named(shown | told)
 
 
-def _file(path: pathlib.Path) -> tuple[object, dict]:
+def tensors(path: pathlib.Path) -> tuple[object, dict]:
     """What a file holds, and what its own description tells."""
     if _is_safetensors(path):
-        tensors, metadata = mapped.tensors(path)
+        found, metadata = mapped.tensors(path)
         try:
             told = json.loads(metadata.get("dinov2_jax", "{}"))
-            return tensors, dict(told)
+            return found, dict(told)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: its note is no JSON object: {error}.") from error
     with path.open("rb") as file:
@@ -123,19 +123,19 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path / name).is_file():
-            tensors, note = _file(path / name)
+            found, note = tensors(path / name)
             break
     else:
-        tensors, note = _shards(path), {}
+        found, note = _shards(path), {}
     config = path / "config.json"
     if not config.is_file():
-        return tensors, note
+        return found, note
     try:
         told = json.loads(config.read_text())
         told = huggingface.about(told) if "model_type" in dict(told) else {}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config} cannot be used: {error}") from error
-    return tensors, told | {key: note[key] for key in TOLD if key in note}
+    return found, told | {key: note[key] for key in TOLD if key in note}
 
 
 def _shards(path: pathlib.Path) -> dict:

@@ -35,18 +35,6 @@ def leaves(params: Mapping) -> dict[str, np.ndarray]:
     return dict(zip(tree.names(params), map(np.asarray, jax.tree.leaves(params))))
 
 
-def _unflattened(weights: Mapping[str, jax.Array]) -> dict:
-    """The tree of parameters whose leaves are named `a/b/c`."""
-    params = {}
-    for name, value in weights.items():
-        *path, last = name.split("/")
-        inner = params
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
-    return params
-
-
 def program(
     model: vit.ViT,
     weights: Mapping[str, np.ndarray],
@@ -66,7 +54,7 @@ def program(
     """
 
     def features(weights: dict, images: jax.Array) -> dict[str, jax.Array]:
-        found = model.apply({"params": _unflattened(weights)}, images)
+        found = model.apply({"params": tree.nested(weights)}, images)
         names = ("cls", "registers", "patches")
         return {name: getattr(found, name) for name in names}
 

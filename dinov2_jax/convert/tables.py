@@ -52,6 +52,20 @@ def official(
     return first + list(OUTSIDE[3:5]) + blocks + list(OUTSIDE[5:])
 
 
+def complete(names: Collection[str]) -> list[str]:
+    """Official names of the backbone that some official names are of, in order.
+
+    Args:
+        names: official names, blocks unchunked; a few of them tell the architecture.
+    """
+    return official(
+        depth(names, r"blocks\.(\d+)\."),
+        "swiglu" if "blocks.0.mlp.w12.weight" in names else "mlp",
+        "register_tokens" in names,
+        () if "blocks.0.attn.qkv.bias" in names else ("attn.qkv.bias",),
+    )
+
+
 def depth(names: Iterable[str], pattern: str) -> int:
     """Number of blocks that names speak of.
 

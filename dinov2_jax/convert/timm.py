@@ -59,12 +59,7 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     Returns: timm's names; each official tensor is used once, but for the mask token.
     Raises: ValueError that lists names if the architecture is none that timm has.
     """
-    expected = tables.official(
-        tables.depth(tensors, _INDEX),
-        "swiglu" if "blocks.0.mlp.w12.weight" in tensors else "mlp",
-        "register_tokens" in tensors,
-        () if "blocks.0.attn.qkv.bias" in tensors else ("attn.qkv.bias",),
-    )
+    expected = tables.complete(tensors)
     tables.check(tensors, expected, "timm compatible official")
     found = {name(n): np.asarray(tensors[n]) for n in expected if n not in DROPPED}
     if "register_tokens" in tensors:

@@ -41,7 +41,7 @@ def linear_input(layers: Sequence[Layer], mean_patch: bool = True) -> jax.Array:
 
 
 def bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
-    """[n_out n_in] weights of PyTorch's bilinear resize along one axis."""
+    """[n_out n_in] float64 weights of PyTorch's bilinear resize along one axis."""
     out = np.arange(n_out)
     if align_corners:
         at = out * ((n_in - 1) / max(n_out - 1, 1))
@@ -49,7 +49,7 @@ def bilinear_weights(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
         at = np.maximum((out + 0.5) * (n_in / n_out) - 0.5, 0)
     low = np.minimum(np.floor(at).astype(int), n_in - 1)
     high, share = np.minimum(low + 1, n_in - 1), at - low
-    weights = np.zeros((n_out, n_in), np.float32)
+    weights = np.zeros((n_out, n_in))
     np.add.at(weights, (out, low), 1 - share)
     np.add.at(weights, (out, high), share)
     return weights
@@ -62,7 +62,8 @@ def resize(
     if x.shape[1:3] == tuple(size):
         return x
     rows, columns = (
-        bilinear_weights(n, m, align_corners) for n, m in zip(x.shape[1:3], size)
+        jnp.asarray(bilinear_weights(n, m, align_corners), jnp.float32)
+        for n, m in zip(x.shape[1:3], size)
     )
     high = jax.lax.Precision.HIGHEST
     x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=high)

@@ -5,6 +5,9 @@ import math
 import os
 import pathlib
 
+CLOCK = ("time/", "memory/")
+"""Beginnings of the only metrics that differ between two runs of one config."""
+
 
 class History:
     """Appends to `metrics.jsonl`; lines after the step of a restart are dropped."""
@@ -53,6 +56,23 @@ class Silent:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def last_step(folder: pathlib.Path) -> int:
+    """Step of the last whole line of a run's history; -1 if there is none."""
+    metrics = folder / "metrics.jsonl"
+    text = metrics.read_text() if metrics.is_file() else ""
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return json.loads(whole[-1])["step"] if whole else -1
+
+
+def reproducible(folder: pathlib.Path) -> list[dict]:
+    """Lines of a run's history without what a clock or the memory says."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)}
+        for line in lines
+    ]
 
 
 def _board(folder: pathlib.Path, step: int):

@@ -66,5 +66,5 @@ def test_count_adds_the_scalars_of_all_leaves():
 
 def test_a_tree_is_made_again_from_the_names_of_its_leaves():
     made = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    leaves = dict(zip(tree.names(made), jax.tree.leaves(made)))
+    leaves = dict(zip(tree.names(made), [1, 2, 3]))
     assert tree.nested(leaves) == made

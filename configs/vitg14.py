@@ -23,5 +23,5 @@ def get_config():
     config.optim.update(warmup=80 * epoch, freeze_last_layer=epoch)
     config.teacher.update(momentum=0.994, temp_warmup=30 * epoch)
     config.train.update(steps=500 * epoch, batch_size=3072, group_size=12)
-    config.mesh.update(fsdp=8, remat="full")
+    config.mesh.remat = "full"
     return config

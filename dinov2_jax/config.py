@@ -156,8 +156,12 @@ def default() -> ConfigDict:
     c.checkpoint.keep_best = True  # and the best by k-NN
 
     c.mesh = ConfigDict()
-    c.mesh.fsdp = 1  # devices that share one copy of the parameters
-    c.mesh.remat = "none"  # none, full or dots: what a block keeps for backward
+    c.mesh.fsdp = 0  # devices that share one copy of the parameters; 0: as suits
+    # What a block keeps for its backward pass: none (recomputed: all is kept), full
+    # (its input), dots (its products), offload (its input, in the host's memory).
+    c.mesh.remat = "none"
+    c.mesh.reduce = ""  # dtype that sums gradients over devices; "": train.dtype
+    c.mesh.attention = "xla"  # xla or cudnn (NVIDIA GPUs, bfloat16)
     c.mesh.unroll = 1  # blocks per iteration of the scan
     return c.lock()
 

@@ -1,11 +1,14 @@
 """Devices as a mesh (replica, fsdp), and rules that lay arrays over it."""
 
+import itertools
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -13,33 +16,112 @@ from dinov2_jax import tree
 
 BATCH = P(("replica", "fsdp"))
 
-RULES = {
-    ".*blocks/.*/kernel": P(None, "fsdp"),  # never along the layer axis
-    ".*_head/mlp_[0-9]+/kernel": P("fsdp"),
-    ".*_head/last_layer/v": P(None, "fsdp"),
-    ".*_head/last_layer/g": P("fsdp"),
+AXES = {
+    ".*(blocks/.*|_head/mlp_[0-9]+)/kernel": -2,
+    ".*_head/last_layer/[vg]": -1,
 }
-"""Leaf name -> layout; moments and teacher end in the same names. Others are whole."""
+"""Leaf name -> the axis that is sharded, from the end; never the layer axis.
+
+Moments and teacher end in the same names. Other leaves are whole on every device.
+"""
+
+SMALL = 2 << 30
+"""Bytes of a state that a device holds whole, where the mesh may be chosen."""
+
+WIDEST = 16
+"""Devices of a ring, at most: beyond it shards are too thin to be gathered fast."""
+
+TILE = {-2: 16, -1: 128}
+"""Rows and columns of a bfloat16 tile on a TPU; a shard holds whole ones."""
 
 
-def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """All devices as (replica, fsdp).
+def ring(shapes: Any, devices: Sequence[Any]) -> int:
+    """How many devices should share one copy of the parameters.
+
+    Args:
+        shapes: the student's parameters or their shapes.
+        devices: of the run, present or only compiled for.
+    Returns: 1 where the state is small; else the widest ring, up to `WIDEST`, that
+        lies along whole axes of a TPU slice or inside a host of GPUs, cuts weights
+        into whole tiles, and is not all of a slice of several axes (over such a one
+        the TPU compiler turns reduce-scatters into all-reduces).
+    """
+    if 16 * tree.count(shapes) <= SMALL:  # student, teacher, two moments in float32
+        return 1
+    cut = [
+        leaf.shape[axis] // TILE[axis]
+        for name, leaf in zip(tree.names(shapes), jax.tree.leaves(shapes))
+        if (axis := shard_axis(name)) is not None and leaf.ndim > 1
+    ]
+    fitting = [
+        n
+        for n in _widths(devices)
+        if n <= WIDEST and len(devices) % n == 0 and not any(c % n for c in cut)
+    ]
+    return max(fitting, default=1)
+
+
+def _widths(devices: Sequence[Any]) -> set[int]:
+    """Sizes of rings that are quick on these devices."""
+    first = devices[0]
+    near = [d for d in devices if _slice(d) == _slice(first)]
+    if not hasattr(first, "coords"):  # a host of GPUs, or the CPU
+        return {n for n in range(1, len(near) + 1) if len(near) % n == 0}
+    sides = [len({d.coords[i] for d in near}) for i in range(len(first.coords))]
+    sides = [side for side in sides if side > 1]
+    found = {
+        math.prod(part)
+        for count in range(len(sides) + 1)
+        for part in itertools.combinations(sides, count)
+    }
+    return found if len(sides) < 2 or len(near) <= 4 else found - {len(near)}
+
+
+def _slice(device: Any) -> int:
+    """What a device shares with those that are near it: a slice, a node, or all."""
+    if device.platform == "gpu" and not hasattr(device, "slice_index"):
+        return device.process_index
+    return getattr(device, "slice_index", None) or 0
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices as (replica, fsdp), neighbours in the order of their network.
 
     Args:
         fsdp: devices that share one copy of the parameters.
-        devices: those to use; None for all.
+        devices: those to use, present or only compiled for; None for all.
     Raises: ValueError if fsdp does not divide their number.
     """
     devices = jax.devices() if devices is None else devices
-    if fsdp < 1 or len(devices) % fsdp:
+    total, slices = len(devices), len({_slice(d) for d in devices})
+    if fsdp < 1 or total % fsdp:
         raise ValueError(
-            f"mesh.fsdp={fsdp} does not divide {len(devices)} devices; choose one of "
-            f"{[n for n in range(1, len(devices) + 1) if len(devices) % n == 0]}."
+            f"mesh.fsdp={fsdp} does not divide {total} devices; choose one of "
+            f"{[n for n in range(1, total + 1) if total % n == 0]}, or 0."
         )
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(
-        shape, ("replica", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    names, types = ("replica", "fsdp"), (AxisType.Auto,) * 2
+    if slices == 1 or not hasattr(devices[0], "slice_index"):
+        shape = (total // fsdp, fsdp)
+        return jax.make_mesh(shape, names, axis_types=types, devices=devices)
+    inside = math.gcd(fsdp, total // slices)
+    across = (slices * inside // fsdp, fsdp // inside)
+    found = mesh_utils.create_hybrid_device_mesh(
+        (total // slices // inside, inside), across, devices
     )
+    return Mesh(found, names, axis_types=types)
+
+
+def shard_axis(name: str) -> int | None:
+    """The axis, from the end, along which a leaf of that name is sharded, or None."""
+    hits = [axis for pattern, axis in AXES.items() if re.fullmatch(pattern, name)]
+    return hits[0] if hits else None
+
+
+def _spec(shape: Sequence[int], axis: int | None, mesh: Mesh) -> P:
+    """The layout of an array; an axis that the mesh does not divide stays whole."""
+    if axis is None or shape[axis] % mesh.shape["fsdp"]:
+        return P()
+    return P(*[None] * (len(shape) + axis), "fsdp")
 
 
 def layouts(shapes: Any, mesh: Mesh) -> Any:
@@ -48,48 +130,49 @@ def layouts(shapes: Any, mesh: Mesh) -> Any:
     Args:
         shapes: tree of arrays or ShapeDtypeStructs.
         mesh: of `make_mesh`.
-    Returns: tree of NamedShardings; an axis that the mesh does not divide stays whole.
+    Returns: tree of NamedShardings.
     """
 
     def one(name: str, leaf: Any) -> NamedSharding:
-        hits = [s for pattern, s in RULES.items() if re.fullmatch(pattern, name)]
-        spec = hits[0] if hits else P()
-        if any(
-            axis and leaf.shape[i] % mesh.shape[axis] for i, axis in enumerate(spec)
-        ):
-            spec = P()
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, _spec(leaf.shape, shard_axis(name), mesh))
 
     return tree.map_named(one, shapes)
 
 
-def gather(mesh: Mesh, dtype: Any) -> Callable[[Any], Any] | None:
-    """What makes a block's weights whole at the moment of use.
+def gather(mesh: Mesh, dtype: Any, reduce: Any) -> Callable:
+    """What makes a sharded weight whole at the moment of use.
 
-    The forward pass casts to the compute dtype and replicates, the backward pass
+    The forward pass casts to the compute dtype and replicates; the backward pass
     constrains the gradient to the shard, so that it arrives by a reduce-scatter.
 
-    Returns: parameters of one block -> the same, whole; None if nothing is sharded.
+    Args:
+        mesh: of `make_mesh`.
+        dtype: of the computation, in which weights travel.
+        reduce: dtype in which their gradients are summed over devices.
+    Returns: (weight, the axis from the end along which it is sharded, or None) ->
+        the weight, whole, its values those of `dtype` and its type `reduce`.
     """
-    if mesh.shape["fsdp"] == 1:
-        return None
 
-    def leaf(name: str, x: jax.Array) -> jax.Array:
-        if not name.endswith("/kernel") or x.shape[0] % mesh.shape["fsdp"]:
-            return x
-        whole, shard = (NamedSharding(mesh, s) for s in (P(), P("fsdp")))
+    def gathered(x: jax.Array, axis: int | None) -> jax.Array:
+        shard = NamedSharding(mesh, _spec(x.shape, axis, mesh))
+        if shard.is_fully_replicated:
+            return x.astype(dtype).astype(reduce)
 
         @jax.custom_vjp
         def replicate(x):
-            return jax.lax.with_sharding_constraint(x, whole)
+            # Constrained before, too, so that what travels is already narrow.
+            x = jax.lax.with_sharding_constraint(x.astype(dtype), shard)
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
+            return x.astype(reduce)
 
         def backward(_, grad):
-            return (jax.lax.with_sharding_constraint(grad, shard),)
+            grad = jax.lax.with_sharding_constraint(grad, shard)
+            return (grad.astype(x.dtype),)
 
         replicate.defvjp(lambda x: (replicate(x), None), backward)
-        return replicate(x.astype(dtype))
+        return replicate(x)
 
-    return lambda params: tree.map_named(leaf, params)
+    return gathered
 
 
 def put(batch: Any, mesh: Mesh) -> Any:

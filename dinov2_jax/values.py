@@ -61,8 +61,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         patch_head.hidden patch_head.bottleneck patch_head.layers
         loss.sinkhorn_iterations train.steps train.batch_size train.group_size
         train.accumulate train.log_every train.max_rejected eval.batch_size eval.resize
-        eval.crop eval.neighbors eval.limit eval.pictures checkpoint.keep mesh.fsdp
-        mesh.unroll
+        eval.crop eval.neighbors eval.limit eval.pictures checkpoint.keep mesh.unroll
         """,
     ),
     (
@@ -72,7 +71,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         seed data.workers data.threads data.prefetch crops.local_number model.registers
         model.image_size model.width model.depth model.heads optim.warmup
         optim.freeze_last_layer teacher.temp_warmup train.stop_at eval.every
-        checkpoint.every checkpoint.keep_every
+        checkpoint.every checkpoint.keep_every mesh.fsdp
         """,
     ),
 )

@@ -1,5 +1,8 @@
 """From a config to the parts of a run: model, recipe, augmentation."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -13,17 +16,28 @@ from dinov2_jax.train import optim, schedules, step
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices as (replica, fsdp), where `mesh.fsdp` is 0 as wide as suits them.
+
+    Args:
+        config: all settings.
+        devices: present, or only compiled for; None for all that are present.
+    Raises: ValueError if they do not divide.
+    """
+    devices = jax.devices() if devices is None else devices
+    fsdp = config.mesh.fsdp or sharding.ring(shapes(config, model(config)), devices)
+    return sharding.make_mesh(fsdp, devices)
+
+
 def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
-    """Backbone and heads; with a mesh, blocks gather their sharded weights.
+    """Backbone and heads; with a mesh, layers gather their sharded weights.
 
     Raises: ValueError for a variant, size or dtype that does not exist.
     """
     c = config.model
-    if config.train.dtype not in DTYPES:
-        raise ValueError(
-            f"train.dtype={config.train.dtype!r}; choose one of {', '.join(DTYPES)}."
-        )
-    dtype = DTYPES[config.train.dtype]
+    dtype = _dtype(config, "train.dtype")
+    reduce = _dtype(config, "mesh.reduce") if config.mesh.reduce else dtype
+    gather = None if mesh is None else sharding.gather(mesh, dtype, reduce)
     own = {k: c[k] for k in ("width", "depth", "heads", "ffn") if c[k]}
     backbone = vit.build(
         c.variant,
@@ -41,14 +55,25 @@ def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
         dtype=dtype,
         remat=config.mesh.remat,
         unroll=config.mesh.unroll,
-        gather=None if mesh is None else sharding.gather(mesh, dtype),
+        gather=gather,
+        attention=config.mesh.attention,
     )
 
     def head(h: ConfigDict) -> heads.Head:
-        return heads.Head(h.prototypes, h.hidden, h.bottleneck, h.layers, dtype)
+        sizes = (h.prototypes, h.hidden, h.bottleneck, h.layers)
+        return heads.Head(*sizes, dtype, gather)
 
     separate = head(config.patch_head) if config.head.separate else None
     return dino.DINO(backbone, head(config.head), separate)
+
+
+def _dtype(config: ConfigDict, name: str) -> jnp.dtype:
+    """The dtype that a setting names."""
+    section, key = name.split(".")
+    value = config[section][key]
+    if value not in DTYPES:
+        raise ValueError(f"{name}={value!r}; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[value]
 
 
 def prototypes(config: ConfigDict) -> tuple[int, int]:

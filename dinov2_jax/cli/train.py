@@ -81,7 +81,7 @@ def main(given: list[str]) -> int:
     assemble.check(config, jax.device_count(), jax.process_count())
     if config.train.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
-    mesh = sharding.make_mesh(config.mesh.fsdp)
+    mesh = assemble.mesh(config)
     model = assemble.model(config, mesh)
     if options.replay:
         return replay.main(config, model, mesh, options.replay)
@@ -218,9 +218,17 @@ def introduce(
     count = {name: tree.count(part) for name, part in params.items()}
     kind = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
     workdir.describe(folder, command, parameters=count, devices=kind)
-    shown.say(f"{config.model.variant}: {count} parameters, {mesh.size} device(s)")
+    shown.say(f"{config.model.variant}: {count} parameters; {described(mesh)}")
     if done:
         shown.say(f"continuing at step {done} of {config.train.steps}")
+
+
+def described(mesh: Mesh) -> str:
+    """The devices of a run and their arrangement, in words."""
+    if mesh.size == 1:
+        return "1 device"
+    replicas, ring = mesh.devices.shape
+    return f"{mesh.size} devices, {replicas} replicas on rings of {ring}"
 
 
 def watchers(

@@ -1,5 +1,7 @@
 """DINO's projection head: an MLP, a sphere, and weight-normalised prototypes."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ class Prototypes(nn.Module):
 
     number: int
     dtype: jnp.dtype = jnp.float32
+    gather: Callable | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -34,13 +37,15 @@ class Prototypes(nn.Module):
         v = self.param("v", uniform, (x.shape[-1], self.number), jnp.float32)
         g = self.param("g", nn.initializers.ones, (self.number,), jnp.float32)
         weight = v * (g * jax.lax.rsqrt(jnp.sum(v * v, axis=0)))
-        return jnp.dot(x.astype(self.dtype), weight.astype(self.dtype))
+        gather = self.gather or (lambda w, axis: w.astype(self.dtype))
+        return layers.dot(x.astype(self.dtype), gather(weight, -1))
 
 
 class Head(nn.Module):
     """MLP of `layers` linear layers, then L2 normalisation, then prototypes.
 
-    Fields: `prototypes` K; `hidden` and `bottleneck` widths; `layers` >= 1.
+    Fields: `prototypes` K; `hidden` and `bottleneck` widths; `layers` >= 1; `gather`
+    makes stored weights those to compute with, None for themselves.
     Source: arXiv:2104.14294 section 3.1; numbers of arXiv:2304.07193 appendix B.
     """
 
@@ -49,19 +54,18 @@ class Head(nn.Module):
     bottleneck: int = 256
     layers: int = 3
     dtype: jnp.dtype = jnp.float32
+    gather: Callable | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[... D] features -> [... K] logits in the compute dtype."""
         if self.layers < 1:
             raise ValueError(f"A head of {self.layers} layers; it needs 1 or more.")
+        given = (self.dtype, self.gather)
         for i in range(self.layers):
             last = i == self.layers - 1
-            x = nn.Dense(
-                self.bottleneck if last else self.hidden,
-                dtype=self.dtype,
-                kernel_init=layers.kernel_init,
-                name=f"mlp_{i}",
-            )(x)
+            width = self.bottleneck if last else self.hidden
+            x = layers.dense(width, True, *given, f"mlp_{i}")(x)
             x = x if last else layers.gelu(x)
-        return Prototypes(self.prototypes, self.dtype, name="last_layer")(normalize(x))
+        prototypes = Prototypes(self.prototypes, *given, name="last_layer")
+        return prototypes(normalize(x))

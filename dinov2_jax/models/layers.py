@@ -12,10 +12,82 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 Layout = tuple[tuple[int, int], ...]
 
+Gather = Callable[[jax.Array, int | None], jax.Array]
+"""(weight, its sharded axis from the end or None) -> the weight to compute with.
+
+It may be wider than the compute dtype: then its gradient is as wide.
+"""
+
 kernel_init = nn.initializers.normal(0.02)
+
+
+@jax.custom_vjp
+def wide_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[... I] times a kernel [I O] of wider type, in the type of x -> [... O].
+
+    The kernel's gradient is summed, over images and over devices, in its own type.
+    """
+    return jnp.dot(x, kernel.astype(x.dtype))
+
+
+def _wide_dot_backward(kept: tuple, grad: jax.Array) -> tuple:
+    """Gradients of both arguments; the kernel's is never rounded to the type of x."""
+    x, kernel = kept
+    back = jnp.dot(grad, kernel.astype(x.dtype).T)
+    wide = jnp.einsum("...i,...o->io", x, grad, preferred_element_type=kernel.dtype)
+    return back, wide
+
+
+wide_dot.defvjp(
+    lambda x, kernel: (wide_dot(x, kernel), (x, kernel)), _wide_dot_backward
+)
+
+
+def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[... I] times [I O] -> [... O] in the type of x."""
+    return jnp.dot(x, kernel) if kernel.dtype == x.dtype else wide_dot(x, kernel)
+
+
+def dense(
+    size: int,
+    bias: bool,
+    dtype: jnp.dtype,
+    gather: Gather | None,
+    name: str,
+    *,
+    axis: int | None = -2,
+    **options,
+) -> nn.Dense:
+    """A linear layer that computes with gathered weights.
+
+    Args:
+        size: O, of the output.
+        bias: whether there is one.
+        dtype: of the computation.
+        gather: None for the stored weights themselves.
+        name: of the layer in its module.
+        axis: along which the kernel is sharded, from the end.
+        options: further ones of `nn.Dense`.
+    """
+
+    def promoted(x, kernel, bias, dtype):
+        kernel = kernel.astype(dtype) if gather is None else gather(kernel, axis)
+        return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+
+    options = {"kernel_init": kernel_init} | options
+    return nn.Dense(
+        size,
+        bias,
+        dtype,
+        name=name,
+        promote_dtype=promoted,
+        dot_general=lambda x, kernel, *_, **__: dot(x, kernel),
+        **options,
+    )
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -100,18 +172,14 @@ class Mlp(nn.Module):
     hidden: int
     bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    gather: Gather | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[... D] -> [... D]."""
-
-        def dense(size: int, name: str) -> nn.Dense:
-            return nn.Dense(
-                size, self.bias, self.dtype, kernel_init=kernel_init, name=name
-            )
-
-        h = gelu(dense(self.hidden, "fc1")(x))
-        return dense(x.shape[-1], "fc2")(h)
+        given = (self.bias, self.dtype, self.gather)
+        h = gelu(dense(self.hidden, *given, "fc1")(x))
+        return dense(x.shape[-1], *given, "fc2")(h)
 
 
 def swiglu_hidden(hidden: int) -> int:
@@ -125,18 +193,15 @@ class SwiGLU(nn.Module):
     hidden: int
     bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    gather: Gather | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[... D] -> [... D]."""
-
-        def dense(size: int, name: str) -> nn.Dense:
-            return nn.Dense(
-                size, self.bias, self.dtype, kernel_init=kernel_init, name=name
-            )
-
-        gate, value = jnp.split(dense(2 * swiglu_hidden(self.hidden), "w12")(x), 2, -1)
-        return dense(x.shape[-1], "w3")(nn.silu(gate) * value)
+        given = (self.bias, self.dtype, self.gather)
+        wide = dense(2 * swiglu_hidden(self.hidden), *given, "w12")(x)
+        gate, value = jnp.split(wide, 2, -1)
+        return dense(x.shape[-1], *given, "w3")(nn.silu(gate) * value)
 
 
 class Attention(nn.Module):
@@ -146,26 +211,30 @@ class Attention(nn.Module):
     qkv_bias: bool = True
     proj_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    gather: Gather | None = None
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
         """[G S D] packed tokens -> [G S D]; softmax in float32."""
-        width = x.shape[-1]
-        qkv = nn.Dense(
-            3 * width, self.qkv_bias, self.dtype, kernel_init=kernel_init, name="qkv"
-        )(x)
+        width, given = x.shape[-1], (self.dtype, self.gather)
+        qkv = dense(3 * width, self.qkv_bias, *given, "qkv")(x)
         mixed = []
         for stack in unpack(qkv, layout):
             shape = (-1, stack.shape[2], 3, self.heads, width // self.heads)
             q, k, v = jnp.unstack(stack.reshape(shape), axis=2)
-            out = jax.nn.dot_product_attention(q, k, v)
+            out = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
             mixed.append(out.reshape(*stack.shape[:3], width))
-        return nn.Dense(
-            width, self.proj_bias, self.dtype, kernel_init=kernel_init, name="proj"
-        )(pack(mixed))
+        return dense(width, self.proj_bias, *given, "proj")(pack(mixed))
 
 
 FEED_FORWARD = {"mlp": Mlp, "swiglu": SwiGLU}
+
+ATTENTION = ("xla", "cudnn")
+"""Who computes attention; cudnn on NVIDIA GPUs, in 16 bits."""
+
+ENTRY = "block_input"
+"""The name of a block's input, for policies that move it to the host."""
 
 
 class Block(nn.Module):
@@ -173,7 +242,8 @@ class Block(nn.Module):
 
     Fields: `layout` of the packed tokens; `heads`; `hidden` width of the feed-forward
     before SwiGLU's own rounding; `drop` the largest rate of stochastic depth of the
-    whole stack of blocks (it fixes the static shapes), 0 for none.
+    whole stack of blocks (it fixes the static shapes), 0 for none; `gather` makes
+    stored weights those to compute with; `attention` one of ATTENTION.
     """
 
     layout: Layout
@@ -187,6 +257,8 @@ class Block(nn.Module):
     drop: float = 0.0
     uniform_drop: bool = True
     dtype: jnp.dtype = jnp.float32
+    gather: Gather | None = None
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -194,16 +266,21 @@ class Block(nn.Module):
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """(x [G S D], taps [n G S D]), (slot, rate) -> the same carry, one block on."""
         (x, taps), (slot, rate) = carry, layer
+        x = checkpoint_name(x, ENTRY)
         norm1, norm2 = (
             nn.LayerNorm(1e-6, self.dtype, use_fast_variance=False, name=name)
             for name in ("norm1", "norm2")
         )
+        given = (self.dtype, self.gather)
         attention = Attention(
-            self.heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn"
+            self.heads,
+            self.qkv_bias,
+            self.proj_bias,
+            *given,
+            self.attention,
+            name="attn",
         )
-        feed = FEED_FORWARD[self.ffn](
-            self.hidden, self.ffn_bias, self.dtype, name="mlp"
-        )
+        feed = FEED_FORWARD[self.ffn](self.hidden, self.ffn_bias, *given, name="mlp")
         x = self.residual(x, rate, "ls1", lambda y, layout: attention(norm1(y), layout))
         x = self.residual(x, rate, "ls2", lambda y, _: feed(norm2(y)))
         if taps.shape[0]:

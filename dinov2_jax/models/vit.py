@@ -24,8 +24,15 @@ POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[layers.ENTRY],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
-"""What a block keeps for its backward pass: everything, nothing, or its products."""
+"""What a block keeps for its backward pass: everything, its input, its products, or
+its input in the host's memory."""
 
 
 def variant(name: str) -> dict[str, int | str]:
@@ -66,8 +73,8 @@ class ViT(nn.Module):
     hidden width over width; `layerscale` initial value, None for no LayerScale;
     `antialias` and `offset` of the position resize; `drop_path` rate, the same for all
     blocks or, with `uniform_drop` off, growing linearly from 0; `remat` one of
-    POLICIES; `unroll` blocks per scan iteration; `gather` maps a block's stored
-    parameters to those it computes with, None for themselves.
+    POLICIES; `unroll` blocks per scan iteration; `gather` makes stored weights those
+    to compute with, None for themselves; `attention` one of `layers.ATTENTION`.
 
     Source: arXiv:2304.07193 section 4, arXiv:2309.16588 (registers).
     """
@@ -92,7 +99,8 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     unroll: int = 1
-    gather: Callable | None = None
+    gather: layers.Gather | None = None
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not divide, by name, before anything is traced."""
@@ -103,7 +111,12 @@ class ViT(nn.Module):
                     f"{whole}={getattr(self, whole)} is no multiple of "
                     f"{part}={getattr(self, part)}; change one of them."
                 )
-        for field, known in (("ffn", layers.FEED_FORWARD), ("remat", POLICIES)):
+        choices = {
+            "ffn": layers.FEED_FORWARD,
+            "remat": POLICIES,
+            "attention": layers.ATTENTION,
+        }
+        for field, known in choices.items():
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"{field}={getattr(self, field)!r} is unknown; "
@@ -167,10 +180,6 @@ class ViT(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Scan the blocks over [G S D]; also [n G S D], the outputs of tapped blocks."""
         block = layers.Block
-        if self.gather is not None:
-            block = nn.map_variables(
-                block, "params", trans_in_fn=self.gather, init=True
-            )
         if self.remat != "none":
             block = nn.remat(block, prevent_cse=False, policy=POLICIES[self.remat])
         scan = nn.scan(
@@ -192,6 +201,8 @@ class ViT(nn.Module):
             drop=drop,
             uniform_drop=self.uniform_drop,
             dtype=self.dtype,
+            gather=self.gather,
+            attention=self.attention,
             name="blocks",
         )
         slots = np.full(self.depth, len(tap))  # one past the end: not kept
@@ -215,12 +226,15 @@ class ViT(nn.Module):
                 "register_tokens", normal(1e-6), (1, self.registers, d)
             )
         bound = (self.in_channels * p * p) ** -0.5
-        project = nn.Dense(
+        project = layers.dense(
             d,
-            dtype=self.dtype,
+            True,
+            self.dtype,
+            self.gather,
+            "patch_embed",
+            axis=None,
             kernel_init=_uniform(bound),
             bias_init=_uniform(bound),
-            name="patch_embed",
         )
         tokens = []
         for x, mask in zip(stacks, masks):

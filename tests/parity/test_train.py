@@ -12,60 +12,31 @@ import pytest
 
 from dinov2_jax.convert import names
 from dinov2_jax.data import batch as contract
-from dinov2_jax.models import dino, heads, layers, vit
-from dinov2_jax.train import optim, schedules, state, step
-
-
-def close(got, want, tolerance, relative=0.0):
-    """Equal within an absolute tolerance (or a relative one where given)."""
-    np.testing.assert_allclose(np.asarray(got), want, atol=tolerance, rtol=relative)
-
-
-def schedules_of(cfg: dict, epoch: int) -> dict[str, schedules.Schedule]:
-    """Our schedules for the reference's numbers; lengths of cfg are in epochs."""
-    steps = cfg["epochs"] * epoch
-    warmup = cfg["warmup_epochs"] * epoch
-    temp_steps = cfg["warmup_teacher_temp_epochs"] * epoch
-    lr = functools.partial(
-        schedules.cosine, cfg["lr"], cfg["min_lr"], steps, warmup=warmup
-    )
-    return {
-        "lr": lr(),
-        "last_layer_lr": lr(freeze=cfg["freeze_last_layer_epochs"] * epoch),
-        "weight_decay": schedules.cosine(
-            cfg["weight_decay"], cfg["weight_decay_end"], steps
-        ),
-        "ema_rate": schedules.cosine(
-            1 - cfg["momentum_teacher"], 1 - cfg["final_momentum_teacher"], steps
-        ),
-        "teacher_temp": schedules.cosine(
-            cfg["teacher_temp"],
-            cfg["teacher_temp"],
-            temp_steps,
-            warmup=temp_steps,
-            start=cfg["warmup_teacher_temp"],
-        ),
-    }
+from dinov2_jax.models import layers, vit
+from dinov2_jax.train import optim, schedules, step
+from parity import trajectory
 
 
 def test_schedules_equal_the_reference_in_float64(arrays):
     data = arrays("schedules")
     cfg = data.meta["config"]
-    made = schedules_of(cfg, cfg["OFFICIAL_EPOCH_LENGTH"])
+    made = trajectory.schedules_of(cfg, cfg["OFFICIAL_EPOCH_LENGTH"])
     rate = made.pop("ema_rate")
     made["momentum"] = lambda at: 1 - rate(at)
     with jax.enable_x64(True):
         for name, schedule in made.items():
             want = data["sched/" + {"weight_decay": "wd"}.get(name, name)]
             got = schedule(jnp.arange(len(want), dtype=jnp.int64))
-            close(got, want, 1e-12)
+            trajectory.close(got, want, 1e-12)
 
 
 def test_learning_rate_is_scaled_as_in_the_reference(arrays):
     cfg = arrays("schedules").meta["config"]
     images = cfg["batch_size_per_gpu"] * cfg["world_size"]
     assert cfg["scaling_rule"] == "sqrt_wrt_1024"
-    close(schedules.scaled_lr(cfg["base_lr"], images, "sqrt"), cfg["lr"], 1e-12)
+    trajectory.close(
+        schedules.scaled_lr(cfg["base_lr"], images, "sqrt"), cfg["lr"], 1e-12
+    )
 
 
 def golden_groups(golden) -> dict:
@@ -104,7 +75,9 @@ def test_parameter_groups_equal_the_reference(golden, ffn):
     # a chunked model's names carry the chunk; the absolute block number counts
     for plain, expected in names.unchunked(want).items():
         assert list(lr[plain].shape) == expected["shape"]
-        close(lr[plain], expected["lr_multiplier"], 0, 1e-6)  # float32 factors
+        trajectory.close(
+            lr[plain], expected["lr_multiplier"], 0, 1e-6
+        )  # float32 factors
         assert (decay[plain] == expected["wd_multiplier"]).all()
         assert (last[plain] == expected["is_last_layer"]).all()
     assert len(want) == len(lr)
@@ -175,14 +148,14 @@ def test_stochastic_depth_equals_the_reference_with_its_permutations(arrays):
             for part in ("attn", "ffn")
         ]
         factor = [np.full(s, len(x) / s) for x, s in zip(entries, sizes)]
-        close([f[0] for f in factor], case["list_scale"], 1e-6)
+        trajectory.close([f[0] for f in factor], case["list_scale"], 1e-6)
         out = run_block(data, tag, entries, kept, [factor, factor])
         for i, rows in enumerate(out):
-            close(rows, data[f"{tag}/list/out/{i}"], 2e-5)
+            trajectory.close(rows, data[f"{tag}/list/out/{i}"], 2e-5)
         whole = [[np.arange(len(x)) for x in entries]] * 2
         plain = [[np.ones(len(x)) for x in entries]] * 2
         for i, rows in enumerate(run_block(data, tag, entries, whole, plain)):
-            close(rows, data[f"{tag}/eval/out/{i}"], 2e-5)
+            trajectory.close(rows, data[f"{tag}/eval/out/{i}"], 2e-5)
 
 
 def test_stochastic_depth_of_one_batch_equals_the_reference(arrays):
@@ -201,130 +174,7 @@ def test_stochastic_depth_of_one_batch_equals_the_reference(arrays):
             # the stored keep mask is already divided by the probability, or not
             factors = [[k / k.max() / (1 - case["rate"])] for k in keeps]
         (out,) = run_block(data, tag, [x], kept, factors)
-        close(out, data[f"{tag}/tensor/out"], 2e-5)
-
-
-class Golden:
-    """One golden training run, translated to this package's step."""
-
-    def __init__(self, arrays, stem):
-        self.data, self.images = arrays(stem), arrays("train_images")
-        meta = self.data.meta
-        self.cfg, self.dims = meta["cfg"], self.images.meta["dims"]
-        self.epoch = meta["cfg"]["train"]["OFFICIAL_EPOCH_LENGTH"]
-        self.steps = len(self.data["step_scalars/lr"])
-        self.model = self._model()
-        self.recipe = self._recipe(self.params("init"))
-
-    def _model(self):
-        student, crops = self.cfg["student"], self.cfg["crops"]
-        backbone = vit.ViT(
-            width=self.dims["embed"],
-            depth=self.dims["depth"],
-            heads=self.dims["heads"],
-            patch_size=student["patch_size"],
-            image_size=crops["global_crops_size"],
-            registers=student["num_register_tokens"],
-            ffn="mlp" if student["ffn_layer"] == "mlp" else "swiglu",
-            antialias=student["interpolate_antialias"],
-            offset=student["interpolate_offset"],
-        )
-
-        def head(cfg):
-            return heads.Head(
-                prototypes=cfg["head_n_prototypes"],
-                hidden=cfg["head_hidden_dim"],
-                bottleneck=cfg["head_bottleneck_dim"],
-                layers=cfg["head_nlayers"],
-            )
-
-        separate = head(self.cfg["ibot"]) if self.cfg["ibot"]["separate_head"] else None
-        return dino.DINO(backbone, head(self.cfg["dino"]), separate)
-
-    def _recipe(self, params):
-        optimizer, teacher = self.cfg["optim"], self.cfg["teacher"]
-        made = schedules_of(optimizer | teacher, self.epoch)
-        factors = optim.multipliers(
-            params, optimizer["layerwise_decay"], optimizer["patch_embed_lr_mult"]
-        )
-        tx = optim.adamw(
-            made["lr"],
-            made["last_layer_lr"],
-            made["weight_decay"],
-            factors,
-            (optimizer["adamw_beta1"], optimizer["adamw_beta2"]),
-            clip=optimizer["clip_grad"],
-        )
-        kind = {"sinkhorn_knopp": "sinkhorn"}.get(
-            self.cfg["train"]["centering"], "centering"
-        )
-        return step.Recipe(
-            self.model,
-            tx,
-            made,
-            step.TARGETS[kind],
-            dino_weight=self.cfg["dino"]["loss_weight"],
-            koleo_weight=self.cfg["dino"]["koleo_loss_weight"],
-            ibot_weight=self.cfg["ibot"]["loss_weight"],
-        )
-
-    def params(self, prefix):
-        """A snapshot as our tree."""
-        stored = self.data.under(prefix)
-        parts = {name.partition(".")[0] for name in stored}
-        found = {}
-        for part in sorted(parts):
-            weights = {
-                name.removeprefix(part + "."): value
-                for name, value in stored.items()
-                if name.startswith(part + ".")
-            }
-            if part == "backbone":
-                x = jnp.zeros((1, self.dims["gl"], self.dims["gl"], 3))
-                shapes = jax.eval_shape(self.model.backbone.init, jax.random.key(0), x)
-                found[part] = names.backbone_from_official(weights, shapes["params"])
-            else:
-                found[part] = names.head_from_official(weights)
-        return jax.tree.map(jnp.asarray, found)
-
-    def official(self, params):
-        """Our tree as the reference's names."""
-        found = {}
-        for part, tree_ in params.items():
-            if part == "backbone":
-                flat = names.backbone_to_official(
-                    tree_, self.cfg["student"]["patch_size"]
-                )
-            else:
-                flat = names.head_to_official(tree_)
-            found |= {f"{part}.{name}": value for name, value in flat.items()}
-        return found
-
-    def batch(self, number):
-        """Batch of step `number` (from 1): image-major, masks on a padded buffer."""
-        index = (number - 1) % len({k.split("/")[0] for k in self.images}) + 1
-        crops = [
-            self.images[f"batch{index}/collated_{kind}_crops"].astype(np.float32)
-            for kind in ("global", "local")
-        ]
-        images = self.dims["B"]
-        stacks = [
-            c.reshape(-1, images, *c.shape[1:]).transpose(1, 0, 3, 4, 2) for c in crops
-        ]
-        masks = self.data[f"step{number}/collated_masks"]
-        masks = masks.reshape(-1, images, masks.shape[-1]).swapaxes(0, 1)
-        flat = masks.reshape(1, -1, masks.shape[-1])
-        capacity = int(self.data[f"step{number}/upperbound"])
-        packed = contract.pack_masks(flat, masks.shape[1], capacity)
-        return jax.tree.map(jnp.asarray, contract.Batch(*stacks, *packed))
-
-    def state(self, prefix, teacher=None):
-        """A training state that starts from a snapshot."""
-        params = self.params(prefix)
-        second = params if teacher is None else self.params(teacher)
-        number = self.model.dino_head.prototypes
-        patch = (self.model.ibot_head or self.model.dino_head).prototypes
-        return state.create(params, second, self.recipe.tx, (number, patch))
+        trajectory.close(out, data[f"{tag}/tensor/out"], 2e-5)
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +183,7 @@ def run(arrays):
 
     @functools.cache
     def go(stem):
-        golden_run = Golden(arrays, stem)
+        golden_run = trajectory.Golden(arrays, stem)
         jitted = jax.jit(functools.partial(step.train_step, golden_run.recipe))
         states, metrics = [golden_run.state("init")], []
         for number in range(1, golden_run.steps + 1):
@@ -351,7 +201,7 @@ def test_losses_of_the_trajectory_equal_the_reference(run, trajectory_file):
     koleo_weight = golden_run.recipe.koleo_weight
     for i, terms in enumerate(metrics):
         tolerance = 1e-5 if i == 0 else 2e-5
-        close(terms["loss/total"], scalars["loss/total"][i], tolerance)
+        trajectory.close(terms["loss/total"], scalars["loss/total"][i], tolerance)
         for ours, theirs in (
             ("dino_local", scalars["loss/dino_local_crops_loss"]),
             ("dino_global", scalars["loss/dino_global_crops_loss"]),
@@ -360,7 +210,7 @@ def test_losses_of_the_trajectory_equal_the_reference(run, trajectory_file):
             ("ibot", scalars["loss/ibot_loss"] * 2),
         ):
             wide = tolerance / koleo_weight if ours == "koleo" else 2 * tolerance
-            close(terms[f"loss/{ours}"], theirs[i], wide)
+            trajectory.close(terms[f"loss/{ours}"], theirs[i], wide)
 
 
 def test_schedules_of_the_trajectory_equal_the_reference(run, trajectory_file):
@@ -373,8 +223,12 @@ def test_schedules_of_the_trajectory_equal_the_reference(run, trajectory_file):
             ("weight_decay", "wd"),
             ("teacher_temp", "teacher_temp"),
         ):
-            close(terms[f"sched/{ours}"], scalars[theirs][i], 1e-9, 1e-6)  # float32
-        close(terms["sched/ema_rate"], 1 - scalars["momentum"][i], 1e-9, 1e-6)
+            trajectory.close(
+                terms[f"sched/{ours}"], scalars[theirs][i], 1e-9, 1e-6
+            )  # float32
+        trajectory.close(
+            terms["sched/ema_rate"], 1 - scalars["momentum"][i], 1e-9, 1e-6
+        )
 
 
 def test_gradient_norms_of_the_trajectory_equal_the_reference(run, trajectory_file):
@@ -382,7 +236,7 @@ def test_gradient_norms_of_the_trajectory_equal_the_reference(run, trajectory_fi
     norms = golden_run.data.under("step_scalars/norm")
     assert set(norms) == set(golden_run.params("init"))
     for name, want in norms.items():
-        close([m[f"grad_norm/{name}"] for m in metrics], want, 5e-5)
+        trajectory.close([m[f"grad_norm/{name}"] for m in metrics], want, 5e-5)
 
 
 def test_centers_of_the_trajectory_equal_the_reference(run, trajectory_file):
@@ -392,7 +246,7 @@ def test_centers_of_the_trajectory_equal_the_reference(run, trajectory_file):
             used = golden_run.data.get(f"step{number}/{head}_center_used")
             mine = getattr(states[number - 1].centers, head)
             want = np.zeros(mine.shape) if used is None else used.reshape(-1)
-            close(mine, want, 3e-7)
+            trajectory.close(mine, want, 3e-7)
 
 
 def test_gradients_of_the_first_step_equal_the_reference(run, trajectory_file):
@@ -407,7 +261,9 @@ def test_gradients_of_the_first_step_equal_the_reference(run, trajectory_file):
 
     got = golden_run.official(gradient(first, batch))
     for name, want in golden_run.data.under("grads/step1").items():
-        close(got[name], want, min(5e-6, max(1e-7, 2e-5 * np.abs(want).max())))
+        trajectory.close(
+            got[name], want, min(5e-6, max(1e-7, 2e-5 * np.abs(want).max()))
+        )
 
 
 def test_weights_of_the_trajectory_equal_the_reference(run, trajectory_file):
@@ -444,7 +300,7 @@ def test_first_teacher_update_equals_the_reference(run, trajectory_file):
         noise = 6e-8 * np.sqrt(delta.size) + rate * peak * 1e-2
         if name.endswith("attn.qkv.bias"):  # the key's third takes random steps
             noise += rate * peak * np.sqrt(delta.size / 3)
-        close(np.linalg.norm(delta), want[0], noise)
+        trajectory.close(np.linalg.norm(delta), want[0], noise)
 
 
 def test_stored_gradients_give_the_stored_weights(run, trajectory_file):
@@ -455,7 +311,7 @@ def test_stored_gradients_give_the_stored_weights(run, trajectory_file):
     got = golden_run.official(optax.apply_updates(first.params, updates))
     for name, want in golden_run.data.under("student_after_step1").items():
         # float32 rounding of weights up to 4 and of the Adam quotient at tiny gradients
-        close(got[name], want, 3e-7)
+        trajectory.close(got[name], want, 3e-7)
 
 
 def test_losses_after_the_stored_fourth_step_equal_the_reference(run, trajectory_file):
@@ -467,7 +323,7 @@ def test_losses_after_the_stored_fourth_step_equal_the_reference(run, trajectory
         start, golden_run.batch(5)
     )
     want = golden_run.data["step_scalars/loss/total"][4]
-    close(terms["loss/total"], want, 2e-5)
+    trajectory.close(terms["loss/total"], want, 2e-5)
 
 
 def test_gradient_accumulation_gives_the_same_step(run, trajectory_file):
@@ -486,4 +342,6 @@ def test_gradient_accumulation_gives_the_same_step(run, trajectory_file):
         )
     (_, whole), (_, parts) = results
     for name in whole:
-        close(parts[name], whole[name], 2e-5, 1e-5)  # another order of float32 sums
+        trajectory.close(
+            parts[name], whole[name], 2e-5, 1e-5
+        )  # another order of float32 sums

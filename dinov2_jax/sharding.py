@@ -22,6 +22,7 @@ AXES = {
 }
 """Leaf name -> the axis that is sharded, from the end; never the layer axis.
 
+Where its shards would not be whole tiles, a matrix is sharded along its other axis.
 Moments and teacher end in the same names. Other leaves are whole on every device.
 """
 
@@ -48,26 +49,24 @@ def ring(shapes: Any, devices: Sequence[Any]) -> int:
     """
     if 16 * tree.count(shapes) <= SMALL:  # student, teacher, two moments in float32
         return 1
-    cut = [
-        leaf.shape[axis] // TILE[axis]
+    weights = [
+        (leaf.shape, axis)
         for name, leaf in zip(tree.names(shapes), jax.tree.leaves(shapes))
-        if (axis := shard_axis(name)) is not None and leaf.ndim > 1
+        if (axis := _axis(name)) is not None
     ]
-    fitting = [
-        n
-        for n in _widths(devices)
-        if n <= WIDEST and len(devices) % n == 0 and not any(c % n for c in cut)
+    widths = [n for n in _widths(devices) if 1 < n <= WIDEST and not len(devices) % n]
+    whole = [
+        n for n in widths if all(_cuts(shape, axis, n, TILE) for shape, axis in weights)
     ]
-    return max(fitting, default=1)
+    return max(whole, default=min(widths, default=1))
 
 
 def _widths(devices: Sequence[Any]) -> set[int]:
     """Sizes of rings that are quick on these devices."""
-    first = devices[0]
-    near = [d for d in devices if _slice(d) == _slice(first)]
-    if not hasattr(first, "coords"):  # a host of GPUs, or the CPU
+    near = _near(devices)
+    if not hasattr(near[0], "coords"):  # a host of GPUs, or the CPU
         return {n for n in range(1, len(near) + 1) if len(near) % n == 0}
-    sides = [len({d.coords[i] for d in near}) for i in range(len(first.coords))]
+    sides = [len({d.coords[i] for d in near}) for i in range(len(near[0].coords))]
     sides = [side for side in sides if side > 1]
     found = {
         math.prod(part)
@@ -77,10 +76,17 @@ def _widths(devices: Sequence[Any]) -> set[int]:
     return found if len(sides) < 2 or len(near) <= 4 else found - {len(near)}
 
 
+def _near(devices: Sequence[Any]) -> list[Any]:
+    """The devices of the first one's slice, or of its host of GPUs."""
+    first = devices[0]
+    near = [d for d in devices if _slice(d) == _slice(first)]
+    own = [d for d in near if d.process_index == first.process_index]
+    # One process may hold all GPUs of a host, or each its own.
+    return own if first.platform in ("gpu", "cuda") and len(own) > 1 else near
+
+
 def _slice(device: Any) -> int:
-    """What a device shares with those that are near it: a slice, a node, or all."""
-    if device.platform == "gpu" and not hasattr(device, "slice_index"):
-        return device.process_index
+    """The slice of a TPU, the host of a GPU; 0 where there is one."""
     return getattr(device, "slice_index", None) or 0
 
 
@@ -100,7 +106,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
             f"{[n for n in range(1, total + 1) if total % n == 0]}, or 0."
         )
     names, types = ("replica", "fsdp"), (AxisType.Auto,) * 2
-    if slices == 1 or not hasattr(devices[0], "slice_index"):
+    if slices == 1:
         shape = (total // fsdp, fsdp)
         return jax.make_mesh(shape, names, axis_types=types, devices=devices)
     inside = math.gcd(fsdp, total // slices)
@@ -111,17 +117,25 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(found, names, axis_types=types)
 
 
-def shard_axis(name: str) -> int | None:
-    """The axis, from the end, along which a leaf of that name is sharded, or None."""
+def _axis(name: str) -> int | None:
+    """The axis, from the end, along which a leaf of that name is best sharded."""
     hits = [axis for pattern, axis in AXES.items() if re.fullmatch(pattern, name)]
     return hits[0] if hits else None
 
 
+def _cuts(shape: Sequence[int], axis: int, n: int, tile: dict[int, int]) -> list[int]:
+    """Of an axis and the other one of a matrix, those that n shards divide in tiles."""
+    axes = [axis, -3 - axis][: len(shape)]
+    return [a for a in axes if shape[a] % (n * tile[a]) == 0]
+
+
 def _spec(shape: Sequence[int], axis: int | None, mesh: Mesh) -> P:
-    """The layout of an array; an axis that the mesh does not divide stays whole."""
-    if axis is None or shape[axis] % mesh.shape["fsdp"]:
+    """The layout of an array: into whole tiles, else evenly, else not at all."""
+    if axis is None:
         return P()
-    return P(*[None] * (len(shape) + axis), "fsdp")
+    n = mesh.shape["fsdp"]
+    cuts = _cuts(shape, axis, n, TILE) + _cuts(shape, axis, n, {-2: 1, -1: 1})
+    return P(*[None] * (len(shape) + cuts[0]), "fsdp") if cuts else P()
 
 
 def layouts(shapes: Any, mesh: Mesh) -> Any:
@@ -134,7 +148,7 @@ def layouts(shapes: Any, mesh: Mesh) -> Any:
     """
 
     def one(name: str, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _spec(leaf.shape, shard_axis(name), mesh))
+        return NamedSharding(mesh, _spec(leaf.shape, _axis(name), mesh))
 
     return tree.map_named(one, shapes)
 
@@ -149,8 +163,8 @@ def gather(mesh: Mesh, dtype: Any, reduce: Any) -> Callable:
         mesh: of `make_mesh`.
         dtype: of the computation, in which weights travel.
         reduce: dtype in which their gradients are summed over devices.
-    Returns: (weight, the axis from the end along which it is sharded, or None) ->
-        the weight, whole, its values those of `dtype` and its type `reduce`.
+    Returns: (weight, its axis in `AXES` or None) -> the weight, whole, its values
+        those of `dtype` and its type `reduce`.
     """
 
     def gathered(x: jax.Array, axis: int | None) -> jax.Array:

@@ -70,16 +70,27 @@ class DINO(nn.Module):
         found, _ = self.backbone.views(stacks, hidden, indices.shape[0], train)
         cls = jax.numpy.concatenate([f.cls for f in found], axis=1)
         patches = masked_patches(found[0].patches, indices)
-        return Student(self.dino_head(cls), self._patch_head(patches), found[0].cls)
+        return Student(*self._logits(cls, patches), found[0].cls)
 
     def teacher(self, global_crops: jax.Array, indices: jax.Array) -> Teacher:
         """Logits of the unmasked global views [B U H W C] and of chosen patches."""
         found, _ = self.backbone.views([global_crops], groups=indices.shape[0])
-        patches = masked_patches(found[0].patches, indices)
         cls = found[0].cls
-        return Teacher(self.dino_head(cls), self._patch_head(patches), cls)
+        patches = masked_patches(found[0].patches, indices)
+        return Teacher(*self._logits(cls, patches), cls)
 
-    def _patch_head(self, patches: jax.Array) -> jax.Array:
-        """[G M D] -> [G M K'] by the head that serves patches."""
-        head = self.dino_head if self.ibot_head is None else self.ibot_head
-        return head(patches)
+    def _logits(
+        self, cls: jax.Array, patches: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B V K] of cls tokens [B V D] and [G M K'] of patches [G M D].
+
+        A shared head sees both in one call, so that its weights are gathered and
+        their gradients summed over devices once.
+        """
+        if self.ibot_head is not None:
+            return self.dino_head(cls), self.ibot_head(patches)
+        groups, number, width = patches.shape
+        rows = cls.reshape(groups, -1, width)
+        logits = self.dino_head(jax.numpy.concatenate([patches, rows], axis=1))
+        rest = logits[:, number:].reshape(*cls.shape[:2], -1)
+        return rest, logits[:, :number]

@@ -166,12 +166,12 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """A config file's settings with overrides.
+def load(spec: str, changes: Sequence[str] = ()) -> ConfigDict:
+    """A config file's settings with changes.
 
     Args:
         spec: PATH or PATH:ARGUMENT, a Python file that defines get_config().
-        overrides: `section.key=value`, values as in Python, strings without quotes.
+        changes: `section.key=value`, values as in Python, strings without quotes.
     Returns: the locked config.
     Raises: ConfigError, one line.
     """
@@ -179,10 +179,25 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config = _from_file(os.path.expanduser(path), argument)
     _check_names(config, path)
     _check_values(config, f"{path}: ")
-    for text in overrides:
+    for text in changes:
         override(config, text)
     _check_values(config)
     return config.lock()
+
+
+def overrides(rest: Sequence[str]) -> list[str]:
+    """The `section.key=value` of arguments `--config.section.key=value`.
+
+    Args:
+        rest: arguments that a command does not know itself.
+    Raises: ConfigError for an option of another form.
+    """
+    for text in rest:
+        if not text.startswith("--config."):
+            raise ConfigError(
+                f"unknown option {text!r}; settings are --config.SECTION.KEY=VALUE."
+            )
+    return [text.removeprefix("--config.") for text in rest]
 
 
 def override(config: ConfigDict, text: str) -> None:

@@ -1,4 +1,4 @@
-"""How the processes of one run find each other.
+"""How the processes of one run find each other, and notice when one is lost.
 
 JAX ends a process by SIGABRT when a peer does not come or the port is taken. So they
 first meet over a plain socket at the same address, where each of these is an error that
@@ -6,41 +6,116 @@ names it.
 """
 
 import os
+import re
 import socket
+import sys
 import time
+from typing import Any
 
 import jax
+
+from dinov2_jax import watchdog
 
 KEYS = [f"DINOV2_JAX_{name}" for name in ("COORDINATOR", "PROCESSES", "PROCESS")]
 GREETING = "dinov2-jax"
 
+WAIT = 300.0
+"""Seconds to wait for the others at the start, without DINOV2_JAX_TIMEOUT."""
 
-def start() -> None:
+_watch: list[watchdog.Watch] = []  # this process's one, where there are several
+
+
+def start() -> str:
     """Join the other processes of this run, where a cluster's variables tell of any.
 
     One process needs nothing. `DINOV2_JAX_COORDINATOR=host:port`, `..._PROCESSES` and
-    `..._PROCESS` say it by hand, and wait for `..._TIMEOUT` seconds (300); a TPU pod
-    and SLURM are recognised by JAX itself.
+    `..._PROCESS` say it by hand, and wait for `..._TIMEOUT` seconds (300). The tasks of
+    an `srun` are recognised, and so are the hosts of a TPU slice and several slices,
+    on virtual machines and in Kubernetes, by JAX itself.
+    Returns: how the processes were found, in words; "" for a single one.
     Raises: ValueError if the variables do not fit together; TimeoutError naming the
         address and who is missing; OSError if the coordinator's port is taken.
     """
-    values = [os.environ.get(key) for key in KEYS]
-    if all(values):
-        address, processes, process, timeout = _parsed(*values)
+    values, host, timeout = [os.environ.get(key) for key in KEYS], None, WAIT
+    if any(values) and not all(values):
+        raise ValueError(f"Set all of {', '.join(KEYS)}, or none; got {values}.")
+    given = values if all(values) else _srun()
+    if given:
+        address, processes, process, timeout = _parsed(*given)
         if processes > 1:
             meet(address, processes, process, timeout)
         jax.distributed.initialize(
             address, processes, process, initialization_timeout=round(timeout)
         )
-    elif any(values):
-        raise ValueError(f"Set all of {', '.join(KEYS)}, or none; got {values}.")
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or _on_tpu_pod():
+        host = address.rsplit(":", 1)[0]
+    elif _on_tpus():
         jax.distributed.initialize()
+    if jax.process_count() == 1:
+        return ""
+    _watch.append(watchdog.begin(host, timeout))
+    sys.excepthook = _unexpected
+    means = "variables" if all(values) else "SLURM" if given else "the TPU slice"
+    return f"{jax.process_count()} processes, found by {means}"
 
 
-def _on_tpu_pod() -> bool:
-    """Whether the host's environment names several TPU workers."""
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+def leave(code: int, reason: str = "") -> int:
+    """Say goodbye to the other processes; returns the exit code.
+
+    Args:
+        code: of the command, 0 if all went well.
+        reason: what the others are told of an error.
+    After an error a process of several ends here: the orderly shutdown of JAX would
+    wait for processes that wait for this one.
+    """
+    if _watch:
+        _watch.pop().leave("" if code == 0 else reason or f"exit code {code}")
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _unexpected(kind: type, error: BaseException, trace: Any) -> None:
+    """What nobody has caught: shown in full here, in one line on the others."""
+    sys.__excepthook__(kind, error, trace)
+    leave(1, f"{kind.__name__}: {error}")
+
+
+def _srun() -> list[str] | None:
+    """Address, number and index from the variables of an srun of several tasks.
+
+    A batch script that calls Python without srun has no step, and is one process.
+    """
+    number = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    index, nodes = (os.environ.get(f"SLURM_{k}") for k in ("PROCID", "STEP_NODELIST"))
+    if not number.isdigit() or int(number) < 2 or index is None or not nodes:
+        return None
+    # node7,node9 or node[07-12,15] or rack[1-2]node[3-4]: the first of each bracket
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)[0]
+    first = re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
+    # One port a job, of those that nobody registers.
+    port = 61440 + int(os.environ.get("SLURM_JOB_ID", "0")) % 4096
+    return [f"{first}:{port}", number, index]
+
+
+def _on_tpus() -> bool:
+    """Whether this host's chips may belong to a slice with others; asks no network.
+
+    A host that only compiles for TPUs has none; one with chips asks its metadata
+    server, where the variables of Kubernetes do not tell.
+    """
+    if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] not in ("", "tpu"):
+        return False
+    hosts = [
+        os.environ.get(f"TPU_{k}") for k in ("PROCESS_ADDRESSES", "WORKER_HOSTNAMES")
+    ]
+    if any(hosts):
+        several = "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+        return several or any("," in text for text in hosts if text)
+    if os.environ.get("TPU_SKIP_MDS_QUERY"):
+        return False
+    return any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0"))
 
 
 def _parsed(address: str, processes: str, process: str) -> tuple:
@@ -48,7 +123,7 @@ def _parsed(address: str, processes: str, process: str) -> tuple:
     given = f"{', '.join(KEYS)}={address}, {processes}, {process}"
     try:
         number, index = int(processes), int(process)
-        timeout = float(os.environ.get("DINOV2_JAX_TIMEOUT", "300"))
+        timeout = float(os.environ.get("DINOV2_JAX_TIMEOUT", WAIT))
         host, port = address.rsplit(":", 1)
         if not host or not 0 < int(port) < 65536 or timeout <= 0:
             raise ValueError

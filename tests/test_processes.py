@@ -128,3 +128,59 @@ def test_the_command_ends_with_one_line_where_a_peer_is_missing(address, tmp_pat
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and address in done.stderr
     assert "[1]" in done.stderr and not (tmp_path / "run").exists()
+
+
+STEP = {
+    "SLURM_JOB_ID": "4242",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_NODELIST": "node7",
+    "SLURM_PROCID": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("node7,node9", "node7"),
+        ("node[07-12,15],gpu1", "node07"),
+        ("rack[2-3]node[04,6]", "rack2node04"),
+    ],
+)
+def test_tasks_of_an_srun_find_the_first_of_their_nodes(nodes, first, monkeypatch):
+    for key, value in (STEP | {"SLURM_STEP_NODELIST": nodes}).items():
+        monkeypatch.setenv(key, value)
+    assert processes._srun() == [f"{first}:61586", "3", "2"]
+
+
+@pytest.mark.parametrize("missing", STEP.keys() - {"SLURM_JOB_ID"})
+def test_a_batch_script_without_srun_is_one_process(missing, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "3")
+    for key, value in STEP.items():
+        if key != missing:
+            monkeypatch.setenv(key, value)
+    assert processes._srun() is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),  # a laptop
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "t0.svc,t1.svc"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "t0:8476,t1:8476"}, True),
+        (
+            {"TPU_WORKER_HOSTNAMES": "t0", "MEGASCALE_COORDINATOR_ADDRESS": "j0:8080"},
+            True,
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"}, False),
+    ],
+)
+def test_hosts_of_a_slice_are_recognised_without_asking(
+    variables, several, monkeypatch
+):
+    for key in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    assert processes._on_tpus() is several

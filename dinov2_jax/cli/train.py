@@ -63,13 +63,7 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="WORKDIR/failed/STEP: run the step that was not finite again, and no other",
     )
     options, rest = parser.parse_known_args(given)
-    overrides = [text.removeprefix("--config.") for text in rest]
-    for text in rest:
-        if not text.startswith("--config."):
-            raise settings.ConfigError(
-                f"unknown option {text!r}; settings are --config.SECTION.KEY=VALUE."
-            )
-    return options, overrides
+    return options, settings.overrides(rest)
 
 
 def main(given: list[str]) -> int:
@@ -77,7 +71,9 @@ def main(given: list[str]) -> int:
     options, overrides = arguments(given)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     config = settings.load(options.config, overrides)
-    processes.start()
+    found = processes.start()
+    if found and jax.process_index() == 0:
+        print(found, file=sys.stderr)
     assemble.check(config, jax.device_count(), jax.process_count())
     if config.train.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")

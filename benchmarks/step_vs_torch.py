@@ -78,6 +78,7 @@ def plain_settings(config) -> dict:
     sections = (config.head, config.loss, config.optim)
     known = {key: value for section in sections for key, value in section.items()}
     size = {"ffn": "mlp"} | vit.variant(config.model.variant)
+    size["depth"] = config.model.depth or size["depth"]
     return (
         known
         | size
@@ -194,7 +195,7 @@ def serve_torch(
     pipe.send({"version": f"torch {torch.__version__}"})
     while (now := pipe.recv()) is not None:
         clock = Clock()
-        losses = peer.step(batch, now)
+        losses = {name: x.item() for name, x in peer.step(batch, now).items()}
         pipe.send(clock.read() | {"losses": losses, "memory": peak_memory()})
 
 

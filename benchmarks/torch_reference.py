@@ -3,10 +3,11 @@
 Networks, losses and parameter groups are those of the reference's own package
 `dinov2==0.0.1.dev2`. Its `SSLMetaArch` runs on CUDA with xFormers and FSDP only, so the
 step is restated here line by line for one process, with these changes, each at least
-as fast on a CPU: attention is `scaled_dot_product_attention` (the package's fallback
+as fast: attention is `scaled_dot_product_attention` (the package's fallback
 without xFormers is the slower plain softmax); global and local crops pass the student
 one after the other instead of packed for xFormers (equal results, no copies); AdamW is
-PyTorch's fused one, and the schedules' values arrive ready.
+PyTorch's fused one, and the schedules' values arrive ready. On request it computes in
+bfloat16 by autocast, and passes and losses are compiled as two graphs.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ class Batch(NamedTuple):
     global_crops: torch.Tensor  # [U*B C H W]
     local_crops: torch.Tensor  # [(V-U)*B C h w]
     masks: torch.Tensor  # [U*B N] bool
+    indices: torch.Tensor  # [M] of the masked patches among all of them
+    weights: torch.Tensor  # [M] 1 / masked patches of its crop
     capacity: int  # size of the buffer of masked patches
 
     @classmethod
@@ -52,7 +55,14 @@ class Batch(NamedTuple):
             rows(arrays[name]).permute(0, 3, 1, 2).contiguous()
             for name in ("global_crops", "local_crops")
         ]
-        return cls(*crops, rows(arrays["masks"]), int(arrays["capacity"]))
+        masks = rows(arrays["masks"])
+        weights = (1 / masks.sum(-1, keepdim=True).clamp(min=1)).expand_as(masks)[masks]
+        indices = masks.flatten().nonzero().flatten()
+        return cls(*crops, masks, indices, weights, int(arrays["capacity"]))
+
+    def to(self, device: str) -> "Batch":
+        """The same on a device."""
+        return Batch(*(x.to(device) for x in self[:-1]), self.capacity)
 
 
 class FusedAttention(Attention):
@@ -70,22 +80,38 @@ class FusedAttention(Attention):
 class Peer:
     """Student, teacher, optimiser and one update of the reference."""
 
-    def __init__(self, settings: Mapping, weights: Mapping[str, np.ndarray]):
+    def __init__(
+        self,
+        settings: Mapping,
+        weights: Mapping[str, np.ndarray] | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compiled: str = "",
+    ):
         """Build both networks and give them the same weights.
 
         Args:
-            settings: see `settings` in `step_vs_torch.py`.
-            weights: official names behind `backbone.` or `dino_head.`.
+            settings: see `plain_settings` in `step_vs_torch.py`.
+            weights: official names behind `backbone.` or `dino_head.`; None for those
+                that the student draws.
+            device: cpu or cuda.
+            dtype: float32, or bfloat16 for autocast.
+            compiled: a mode of `torch.compile`, "" for eager.
         """
         self.settings = settings
-        self.student, self.teacher = self._networks(), self._networks()
-        state = {name: torch.from_numpy(value) for name, value in weights.items()}
+        with torch.device(device):
+            self.student, self.teacher = self._networks(), self._networks()
+        state = self.student.state_dict()
+        if weights is not None:
+            state = {name: torch.from_numpy(value) for name, value in weights.items()}
         self.student.load_state_dict(state)
         self.teacher.load_state_dict(state)
         self.teacher.requires_grad_(False).eval()
         self.student.train()
-        self.dino_loss = DINOLoss(settings["prototypes"], settings["student_temp"])
-        self.ibot_loss = iBOTPatchLoss(settings["prototypes"], settings["student_temp"])
+        given = settings["prototypes"], settings["student_temp"]
+        self.dino_loss = DINOLoss(*given).to(device)
+        self.ibot_loss = iBOTPatchLoss(*given).to(device)
         self.koleo_loss = KoLeoLoss()
         groups = []
         for part in self.student.values():
@@ -95,6 +121,15 @@ class Peer:
                 )
             )
         self.optimizer = torch.optim.AdamW(groups, betas=settings["betas"], fused=True)
+        low = dtype != "float32"
+        self.precision = partial(
+            torch.autocast, device, getattr(torch, dtype) if low else None, low
+        )
+        self.teach, self.losses = self._teach, self._losses
+        if compiled:
+            # Both resolutions get graphs of their own, not one of changing shape.
+            compile_ = partial(torch.compile, dynamic=False, mode=compiled)
+            self.teach, self.losses = compile_(self._teach), compile_(self._losses)
 
     def _networks(self) -> torch.nn.ModuleDict:
         """Backbone and the head that both losses share."""
@@ -121,16 +156,16 @@ class Peer:
         )
         return torch.nn.ModuleDict({"backbone": backbone, "dino_head": head})
 
-    def step(self, batch: Batch, now: Mapping[str, float]) -> dict[str, float]:
+    def step(self, batch: Batch, now: Mapping[str, float]) -> dict[str, torch.Tensor]:
         """One update with the schedules' values of this step; the losses before it."""
         for group in self.optimizer.param_groups:
             lr = now["last_layer_lr"] if group["is_last_layer"] else now["lr"]
             group["lr"] = lr * group["lr_multiplier"]
             group["weight_decay"] = now["weight_decay"] * group["wd_multiplier"]
         self.optimizer.zero_grad(set_to_none=True)
-        indices = batch.masks.flatten().nonzero().flatten()
-        targets = self._teach(batch, indices, now["teacher_temp"])
-        losses = self._losses(batch, indices, *targets)
+        with self.precision():
+            targets = self.teach(batch, now["teacher_temp"])
+            losses = self.losses(batch, *targets)
         losses["total"].backward()
         for part in self.student.values():
             torch.nn.utils.clip_grad_norm_(part.parameters(), self.settings["clip"])
@@ -140,13 +175,12 @@ class Peer:
             teacher = list(self.teacher.parameters())
             torch._foreach_mul_(teacher, 1 - now["ema_rate"])
             torch._foreach_add_(teacher, student, alpha=now["ema_rate"])
-        return {name: value.item() for name, value in losses.items()}
+        return {name: value.detach() for name, value in losses.items()}
 
     @torch.no_grad()
-    def _teach(
-        self, batch: Batch, indices: torch.Tensor, temp: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _teach(self, batch: Batch, temp: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Centred targets [U B K], its views swapped, and those of masked patches."""
+        indices = batch.indices
         out = self.teacher["backbone"](batch.global_crops, is_training=True)
         first, second = out["x_norm_clstoken"].chunk(2)
         cls = torch.cat((second, first))  # so that a view meets the other's target
@@ -166,12 +200,12 @@ class Peer:
     def _losses(
         self,
         batch: Batch,
-        indices: torch.Tensor,
         targets: torch.Tensor,
         patch_targets: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The four terms, and their sum with the reference's weights."""
         s, backbone = self.settings, self.student["backbone"]
+        indices = batch.indices
         seen = backbone(batch.global_crops, masks=batch.masks, is_training=True)
         near = backbone(batch.local_crops, is_training=True)["x_norm_clstoken"]
         cls, patches = seen["x_norm_clstoken"], seen["x_norm_patchtokens"].flatten(0, 1)
@@ -189,6 +223,7 @@ class Peer:
             patch_targets,
             student_masks_flat=batch.masks,
             n_masked_patches=len(indices),
+            masks_weight=batch.weights,
         )
         total = (
             s["dino_weight"] * (local + both)

@@ -7,8 +7,11 @@ from dinov2_jax import __version__
 
 COMMANDS = {
     "train": "pretrain from a config; the same command again continues",
+    "bench": "time the training step on the devices at hand",
+    "plan": "what a config needs of TPUs or GPUs that are not at hand, and fits",
     "show": "rebuild the report of a run, or compare runs in one page",
     "embed": "features of every image of a source, in a folder of shards",
+    "evaluate": "frozen features by the protocols of the paper",
     "convert": "weights of any format to any other, checked before they are kept",
 }
 
@@ -36,11 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     module = importlib.import_module(f"dinov2_jax.cli.{command}")
     try:
-        return module.main(rest)
+        return ended(module.main(rest))
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"dinov2-jax {command}: {message}", file=sys.stderr)
-        return 1
+        return ended(1, message)
+
+
+def ended(code: int, reason: str = "") -> int:
+    """The exit code, told to the other processes where the command has started any."""
+    processes = sys.modules.get("dinov2_jax.processes")
+    return processes.leave(code, reason) if processes else code
 
 
 def usage() -> str:

@@ -26,6 +26,7 @@ REPOSITORY = ROOT.parent
 ROOMS = {
     "__main__": [""],  # the version alone; its commands are found by name
     "values": [],
+    "flags": [],
     "config": ["values"],
     "tree": [],
     "neighbors": [],

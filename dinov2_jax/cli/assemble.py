@@ -1,17 +1,19 @@
 """From a config to the parts of a run: model, recipe, augmentation."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dinov2_jax import sharding
+from dinov2_jax import flags, sharding
 from dinov2_jax.data import augment
 from dinov2_jax.models import dino, heads, vit
 from dinov2_jax.train import optim, schedules, step
+from dinov2_jax.train.state import TrainState
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -136,6 +138,24 @@ def recipe(config: ConfigDict, built: dino.DINO, shapes: dict) -> step.Recipe:
         accumulate=config.train.accumulate,
         max_rejected=config.train.max_rejected,
         seed=config.seed,
+    )
+
+
+def update(recipe: step.Recipe, state: TrainState, mesh: Mesh) -> Callable:
+    """The step of a run, to be compiled for the devices of a mesh.
+
+    Args:
+        recipe: what stays the same.
+        state: arrays, or their shapes with shardings.
+        mesh: of `mesh`.
+    Returns: jitted (state, batch) -> (state, scalars); the old state is given up.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(
+        functools.partial(step.train_step, recipe),
+        donate_argnums=0,
+        out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
+        compiler_options=flags.compiler_options(mesh.devices.flat[0]),
     )
 
 

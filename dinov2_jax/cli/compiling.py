@@ -5,7 +5,6 @@ environment when it is loaded, and if it falls it takes its process along.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -17,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
@@ -181,18 +180,16 @@ def compiled(
     mesh: Mesh,
 ) -> dict[str, Any]:
     """Compile the step as a run does; memory, collectives and times, or what lacks."""
-    layout = jax.tree.map(lambda s: s.sharding, state)
-    step = jax.jit(
-        functools.partial(train_step.train_step, recipe),
-        donate_argnums=0,
-        out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
-    )
+    step = assemble.update(recipe, state, mesh)
+    # Without a GPU the compiler cannot try out the tiles of its own products.
+    options = {"xla_gpu_enable_triton_gemm": False}
+    more = options if chosen.kind.platform == "cuda" else None
     began = time.monotonic()
     lowered = step.lower(state, given)
     found: dict[str, Any] = {"lower_s": time.monotonic() - began}
     began = time.monotonic()
     try:
-        program = lowered.compile(compiler_options=topologies.options(chosen))
+        program = lowered.compile(compiler_options=more)
     except jax.errors.JaxRuntimeError as error:
         return found | refused(str(error), chosen)
     memory, text = program.memory_analysis(), program.as_text()

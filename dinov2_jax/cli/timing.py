@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax import flops, processes, sharding
@@ -20,7 +20,6 @@ from dinov2_jax.cli import assemble, restoring
 from dinov2_jax.data import batch as contract
 from dinov2_jax.data import masks
 from dinov2_jax.models import dino
-from dinov2_jax.train import step as train_step
 
 WARM = 2  # steps before the clock starts: the first ones fill caches and pools
 
@@ -195,11 +194,7 @@ def prepared(config: ConfigDict, model: dino.DINO, mesh: Mesh) -> tuple[Any, Any
     fresh = functools.partial(restoring.fresh, config, model, recipe)
     state = jax.jit(fresh, out_shardings=layout)(jax.random.key(config.seed))
     jax.block_until_ready(state)  # memory may end here, or the clock start after
-    update = jax.jit(
-        functools.partial(train_step.train_step, recipe),
-        donate_argnums=0,
-        out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
-    )
+    update = assemble.update(recipe, state, mesh)
     return state, update
 
 

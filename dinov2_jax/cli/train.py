@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax import checkpoint, processes, sharding, tree
@@ -29,7 +29,6 @@ from dinov2_jax.data import pipeline, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import dino, vit
 from dinov2_jax.train import history, loop, progress
-from dinov2_jax.train import step as train_step
 from dinov2_jax.viz import report
 
 
@@ -157,15 +156,10 @@ def pretrain(
 
     patch_size = model.backbone.patch_size
     batches = feeding.batches(config, patch_size, mesh, folder, train, done)
-    layout = jax.tree.map(lambda s: s.sharding, wanted)
     try:
         state, done, reason = loop.run(
             state,
-            step=jax.jit(
-                functools.partial(train_step.train_step, recipe),
-                donate_argnums=0,
-                out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
-            ),
+            step=assemble.update(recipe, wanted, mesh),
             batches=batches,
             start=done,
             stop=t.steps,

@@ -204,18 +204,3 @@ def describe(topology: Topology) -> list[Any]:
         topology=f"{topology.shape[0]}x1x{topology.shape[1]}",
     )
     return list(found.devices)
-
-
-def options(topology: Topology) -> dict[str, bool]:
-    """Options of the compiler for a step on these devices."""
-    if topology.kind.platform == "cuda":
-        return {"xla_gpu_enable_triton_gemm": False}  # it would try tiles on a GPU
-    if topology.name.startswith("v5e"):  # overlaps by itself
-        return {}
-    start = "xla_tpu_enable_async_collective_fusion"
-    return {
-        "xla_enable_async_all_gather": True,
-        start: True,
-        f"{start}_fuse_all_gather": True,
-        f"{start}_multiple_steps": True,
-    }

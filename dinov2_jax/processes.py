@@ -45,7 +45,11 @@ def start() -> str:
         if processes > 1:
             meet(address, processes, process, timeout)
         jax.distributed.initialize(
-            address, processes, process, initialization_timeout=round(timeout)
+            address,
+            processes,
+            process,
+            local_device_ids=None if all(values) else _gpus(),
+            initialization_timeout=round(timeout),
         )
         host = address.rsplit(":", 1)[0]
     elif _on_tpus():
@@ -97,6 +101,15 @@ def _srun() -> list[str] | None:
     # One port a job, of those that nobody registers.
     port = 61440 + int(os.environ.get("SLURM_JOB_ID", "0")) % 4096
     return [f"{first}:{port}", number, index]
+
+
+def _gpus() -> list[int] | None:
+    """All GPUs of a node whose one task this is; None for JAX's choice, one a task."""
+    tasks, nodes = (os.environ.get(f"SLURM_STEP_NUM_{k}") for k in ("TASKS", "NODES"))
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if tasks != nodes or not gpus.isdigit():
+        return None
+    return list(range(int(gpus)))
 
 
 def _on_tpus() -> bool:

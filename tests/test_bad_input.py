@@ -240,6 +240,8 @@ def test_a_file_without_get_config_is_refused(refusal, tmp_path):
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(config, refusal, tmp_path):
+    said = refusal(config(), "--workdir=gs://bucket/run")
+    assert "is an address; mount it" in said
     # In place of a read-only folder, which does not stop the superuser.
     for folder in (config(), config() / "deeper", pathlib.Path("/proc/run")):
         said = refusal(config(), folder=folder)

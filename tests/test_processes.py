@@ -184,3 +184,16 @@ def test_hosts_of_a_slice_are_recognised_without_asking(
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
     assert processes._on_tpus() is several
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "want"),
+    [("2", "4", [0, 1, 2, 3]), ("8", "4", None), ("2", None, None)],
+)
+def test_the_one_task_of_a_node_drives_all_of_its_gpus(tasks, gpus, want, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    if gpus:
+        monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
+    assert processes._gpus() == want

@@ -48,8 +48,7 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=lambda text: pathlib.Path(text).expanduser(),
-        help="the run's folder",
+        help="the run's folder, the same one for all hosts",
     )
     parser.add_argument(
         "--allow-config-change",
@@ -62,6 +61,7 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="WORKDIR/failed/STEP: run the step that was not finite again, and no other",
     )
     options, rest = parser.parse_known_args(given)
+    options.workdir = workdir.folder(options.workdir)
     return options, settings.overrides(rest)
 
 

@@ -48,6 +48,19 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(part, path)
 
 
+def folder(text: str) -> pathlib.Path:
+    """The folder that --workdir names.
+
+    Raises: ConfigError for an address: checkpoints are written into folders.
+    """
+    if "://" in text:
+        raise settings.ConfigError(
+            f"--workdir={text} is an address; mount it, for instance with gcsfuse, and "
+            "give the folder, the same one on all hosts."
+        )
+    return pathlib.Path(text).expanduser()
+
+
 def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
     """Refuse a workdir that another config's run is in; leaves nothing.
 
@@ -111,7 +124,7 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
     about = {
         "command": shlex.join(["dinov2-jax", "train", *command]),
         "continue": shlex.join(["dinov2-jax", "train", *command]),
-        "started": _now(),
+        "started": now(),
         "versions": versions(),
         "git": _git(),
         **facts,
@@ -122,11 +135,11 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
 def finish(folder: pathlib.Path, **facts) -> None:
     """Add to run.json when this start ended, and given facts."""
     about = json.loads((folder / "run.json").read_text())
-    about |= {"finished": _now(), **facts}
+    about |= {"finished": now(), **facts}
     write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
 
 
-def _now() -> str:
+def now() -> str:
     """This moment as text."""
     return datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
 

@@ -10,7 +10,6 @@ from dinov2_jax import sharding
 from dinov2_jax.cli import assemble, restoring
 from dinov2_jax.data import batch as contract
 from dinov2_jax.data import masks
-from dinov2_jax.train import step
 
 
 def config(**overrides):
@@ -52,15 +51,20 @@ def batch(c, seed: int) -> contract.Batch:
     )
 
 
-def train(c, mesh, steps: int):
-    """State and metrics after some steps on a mesh."""
+def prepared(c, mesh):
+    """A fresh state on a mesh, and the jitted step."""
     model = assemble.model(c, mesh)
     key = jax.random.key(c.seed)
     recipe = assemble.recipe(c, model, assemble.shapes(c, model))
     fresh = functools.partial(restoring.fresh, c, model, recipe)
     layout = sharding.layouts(jax.eval_shape(fresh, key), mesh)
     state = jax.jit(fresh, out_shardings=layout)(key)
-    update = jax.jit(functools.partial(step.train_step, recipe), donate_argnums=0)
+    return state, assemble.update(recipe, state, mesh)
+
+
+def train(c, mesh, steps: int):
+    """State and metrics after some steps on a mesh."""
+    state, update = prepared(c, mesh)
     metrics = []
     for number in range(steps):
         state, terms = update(state, sharding.put(batch(c, number), mesh))

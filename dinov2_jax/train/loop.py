@@ -48,8 +48,12 @@ class Stop:
             signal.signal(number, handle)
         return self
 
-    def __call__(self, done: int) -> str:
-        """Why to end after `done` steps; "" to go on."""
+    def __call__(self, done: int, pending: Any = None) -> str:
+        """Why to end after `done` steps; "" to go on.
+
+        Several processes wait for what is `pending` before they ask each other: two
+        programs that exchange data must not run side by side, in two orders.
+        """
         if self.at and done >= self.at:
             return f"train.stop_at={self.at}"
         late = self.minutes and time.monotonic() - self.began > 60 * self.minutes
@@ -58,6 +62,7 @@ class Stop:
             return reason
         if done % self.every:
             return ""
+        jax.block_until_ready(pending)
         some = self.agree(bool(reason))
         return (reason or "another process ended") if some else ""
 
@@ -165,7 +170,7 @@ def run(
     history: History,
     progress: Progress,
     save: Callable[[int, Any, float | None], None],
-    ended: Callable[[int], str],
+    ended: Callable[..., str],
     guard: Guard,
     log_every: int = 10,
     save_every: int = 0,
@@ -185,7 +190,7 @@ def run(
         history: where metrics go.
         progress: where the user looks.
         save: (step, state, k-NN or None) writes a checkpoint.
-        ended: (step) -> why the run should end now, "" to go on.
+        ended: (step, scalars under way) -> why the run should end now, "" to go on.
         guard: looks at every step.
         log_every, save_every: steps between; 0 only at the end.
         probes: measured at the start of a new run, every so many steps, at the end.
@@ -209,7 +214,7 @@ def run(
         state, terms = step(state, batch)
         meter.steps += 1
         guard.add(state, done, terms, batch)
-        reason, found = ended(done), {}
+        reason, found = ended(done, terms), {}
         logging = done == stop or done % log_every == 0
         saving = done == stop or reason or (save_every and done % save_every == 0)
         if logging or saving:
@@ -236,7 +241,7 @@ def measured(probes: Sequence[Probe], state: Any, done: int, stop: int) -> Metri
     found: Metrics = {}
     for probe in probes:
         if probe.every and (done % probe.every == 0 or done == stop):
-            found |= probe.measure(state)
+            found |= probe.measure(jax.block_until_ready(state))
     return found
 
 

@@ -273,6 +273,14 @@ def test_a_head_that_is_not_whole_is_refused_by_name(kind):
         convert.read_head(spoiled)
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_head_whose_sizes_do_not_fit_each_other_is_refused_by_name(kind):
+    state = random_state(SHAPES[kind])
+    bias = next(name for name in state if name.endswith("bias"))
+    with pytest.raises(ValueError, match="fit together: the sizes of"):
+        convert.read_head(state | {bias: np.append(state[bias], state[bias])})
+
+
 def test_what_is_no_head_is_refused():
     with pytest.raises(ValueError, match="of no released head: blocks.0.x"):
         convert.read_head({"blocks.0.x": np.zeros(3)})

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import tree
@@ -125,7 +127,9 @@ def read_head(
             f"unexpected {tables.some(sorted(unexpected))}; "
             f"mis-shaped {tables.some(sorted(wrong))}."
         )
-    return _module(kind, state, max_depth), _filled(state, table)
+    module, variables = _module(kind, state, max_depth), _filled(state, table)
+    _check_sizes(kind, module, variables, {ours: n for n, (ours, _) in table.items()})
+    return module, variables
 
 
 def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.Module:
@@ -138,6 +142,33 @@ def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.
         return probes.LinearSegmentation(len(state["conv_seg.bias"]))
     widths = (len(state[f"reassemble_blocks.projects.{i}.conv.bias"]) for i in range(4))
     return probes.DPTDepth(tuple(widths), len(state["project.conv.bias"]))
+
+
+def _check_sizes(
+    kind: str, module: nn.Module, variables: dict, official: dict[str, str]
+) -> None:
+    """Raises ValueError that lists tensors whose sizes do not fit the others'."""
+    params = variables["params"]
+    if kind == "linear classifier":
+        given = jnp.zeros((1, len(params["linear"]["kernel"])))
+    else:
+        layers, width = 1, params.get("conv_seg", params.get("conv_depth"))
+        if kind == "DPT depth":
+            layers, width = 4, params["readout_0"]["kernel"].shape[1]
+        else:  # a depth head sees each patch beside its cls token
+            width = width["kernel"].shape[2] // (2 if kind == "linear depth" else 1)
+        given = [(jnp.zeros((1, 2, 2, width)), jnp.zeros((1, width)))] * layers
+    shapes = jax.eval_shape(module.init, jax.random.key(0), given)
+    found = dict(zip(tree.names(variables), jax.tree.leaves(variables)))
+    wanted = dict(zip(tree.names(shapes), jax.tree.leaves(shapes)))
+    wrong = [
+        official[leaf] for leaf in wanted if found[leaf].shape != wanted[leaf].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"This {kind} head does not fit together: the sizes of "
+            f"{tables.some(sorted(wrong))} differ from what its other tensors need."
+        )
 
 
 def _filled(state: Mapping[str, np.ndarray], table: Mapping) -> dict:

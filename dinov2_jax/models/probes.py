@@ -15,13 +15,15 @@ from dinov2_jax.models import vit
 
 Layer = tuple[jax.Array, jax.Array]
 
+DEPTH_BLOCKS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
+"""Blocks of a released backbone -> those that its depth heads over four see, from 0.
+
+They are taken without the final norm; segmentation heads see the last blocks with it.
+"""
+
 
 def layers_of(found: Sequence[vit.Features], grid: tuple[int, int]) -> list[Layer]:
-    """(patch map [B h w D], cls [B D]) of each block.
-
-    The released depth heads take blocks without the final norm, the segmentation heads
-    with it.
-    """
+    """(patch map [B h w D], cls [B D]) of each block."""
     return [(f.patches.reshape(len(f.cls), *grid, -1), f.cls) for f in found]
 
 

@@ -54,6 +54,7 @@ except Exception:
 """
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2", "h100:1x8"])
 def test_the_real_compiler_takes_every_option(name):
     try:

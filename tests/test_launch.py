@@ -69,6 +69,7 @@ def test_a_manifest_is_a_jobset_of_one_job(manifest):
     assert container["args"][0] == "train"
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=name)
 def test_the_job_of_a_manifest_is_valid(manifest):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")

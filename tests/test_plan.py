@@ -72,6 +72,7 @@ def found(config) -> dict:
     return one
 
 
+@pytest.mark.compiler
 @needs_libtpu
 def test_the_command_compiles_the_step_for_tpus_that_are_not_there(found):
     assert found["devices"] == 4
@@ -99,6 +100,7 @@ def test_the_command_compiles_the_step_for_tpus_that_are_not_there(found):
     assert head.count("|") == rule.count("|") == rows[0].count("|")
 
 
+@pytest.mark.compiler
 @needs_libtpu
 def test_the_state_is_donated(found):
     # The compiler may pad; nothing of the state may be there twice.
@@ -108,6 +110,7 @@ def test_the_state_is_donated(found):
     assert memory["outputs"] - memory["donated"] < 2**16  # the metrics
 
 
+@pytest.mark.compiler
 @needs_libtpu
 def test_layers_send_weights_and_never_activations(found):
     sent = [compiling.read(one) for one in found["collectives"]]
@@ -131,6 +134,7 @@ def test_layers_send_weights_and_never_activations(found):
     assert reduced
 
 
+@pytest.mark.compiler
 @needs_libtpu
 @pytest.mark.slow
 def test_most_of_what_is_gathered_overlaps_on_v5e(tmp_path):
@@ -148,6 +152,7 @@ def test_most_of_what_is_gathered_overlaps_on_v5e(tmp_path):
     assert one["gathers_overlapped"] >= 0.7
 
 
+@pytest.mark.compiler
 @needs_libtpu
 @pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_to_change(config, capsys):

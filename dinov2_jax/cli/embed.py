@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dinov2_jax import features, processes, sharding, shards, zoo
 from dinov2_jax.cli import workdir
@@ -159,22 +160,59 @@ def embed(
         "compute": compute,
         "versions": workdir.versions(),
     }
-    shards.claim(out, manifest)
     apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
+    return store(
+        functools.partial(apply, params),
+        source,
+        out,
+        manifest,
+        mesh,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+        max_pixels=max_pixels,
+    )
+
+
+def store(
+    apply: Callable[[jax.Array], dict],
+    source: Source,
+    out: pathlib.Path,
+    manifest: dict,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    workers: int,
+    threads: int,
+    max_pixels: int,
+) -> tuple[dict[str, shards.Rows], object, dict]:
+    """What a function makes of every image of a source, on disk; as `embed`.
+
+    Args:
+        apply: jitted, [b crop crop 3] uint8 -> {kind: [b ...]}.
+        source: the images.
+        out: the folder.
+        manifest: what the features are made of; with records, shard_size, what, resize
+            and crop.
+        mesh: devices of this process alone.
+        batch_size, workers, threads, max_pixels: as `embed`.
+    """
+    shards.claim(out, manifest)
+    records, shard_size = manifest["records"], manifest["shard_size"]
     shown, done, left = _left(out, -(-records // shard_size))
     for a, b in left:
         part = Part(source, records, a * shard_size, min(b * shard_size, records))
         batches = pipeline.eval_batches(
             part,
             batch_size=batch_size,
-            resize=resize,
-            crop=crop,
+            resize=manifest["resize"],
+            crop=manifest["crop"],
             workers=workers,
             threads=threads,
             max_pixels=max_pixels,
         )
         with contextlib.closing(batches):
-            made = features.stream(functools.partial(apply, params), batches, mesh)
+            made = features.stream(apply, batches, mesh)
             for written, text in write(out, part, made, a, shard_size):
                 shown.show(done + written, text)
         done += b - a

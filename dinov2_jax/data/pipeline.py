@@ -105,7 +105,7 @@ def train_batches(
         max_pixels=max_pixels,
     )
     steps = grain.MapDataset.range(start, stop).map(builder)
-    return _iterate(steps, workers, threads, prefetch)
+    return iterate(steps, workers, threads, prefetch)
 
 
 def eval_batches(
@@ -152,7 +152,7 @@ def eval_batches(
         max_pixels=max_pixels,
     )
     steps = grain.MapDataset.range(-(-builder.count // batch_size)).map(builder)
-    return _iterate(steps, workers, threads, prefetch)
+    return iterate(steps, workers, threads, prefetch)
 
 
 def order(source: Source, seed: int) -> grain.MapDataset:
@@ -204,7 +204,9 @@ def _check_parts(source: Source, batch_size: int, process: int, processes: int):
         raise ValueError(f"{process=} must lie in 0..{processes - 1}.")
 
 
-def _iterate(steps: grain.MapDataset, workers: int, threads: int, prefetch: int):
+def iterate(
+    steps: grain.MapDataset, workers: int, threads: int, prefetch: int
+) -> Iterator:
     """Iterates over a dataset, and ends its threads and workers when closed."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     dataset = steps.to_iter_dataset(options)

@@ -47,38 +47,76 @@ def top1(
     """Share of validation rows whose class the neighbours guess.
 
     Args:
+        val_labels: [n] int >= 0.
+        others: see `guesses`.
+    Returns: k -> accuracy in [0, 1].
+    Raises: ValueError as `guesses`, or if a validation row has no label.
+    """
+    _check("train", train, train_labels)
+    _check("val", val, val_labels)
+    found = guesses(train, train_labels, val, ks, temp, block, shards)
+    return {k: float((guess == val_labels).mean()) for k, guess in found.items()}
+
+
+def guesses(
+    train: jax.Array,
+    train_labels: np.ndarray,
+    val: jax.Array,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temp: float = 0.07,
+    block: int = 1024,
+    shards: int = 1,
+) -> dict[int, np.ndarray]:
+    """The class that the neighbours guess for each validation row.
+
+    Args:
         train: [m D] features, not yet normalised.
         train_labels: [m] int >= 0.
         val: [n D] features.
-        val_labels: [n] int >= 0.
         ks: numbers of neighbours; those above m are cut to m.
         temp: see `votes`.
         block: validation rows at once.
         shards: devices that each search a part of the training rows.
-    Returns: k -> accuracy in [0, 1].
-    Raises: ValueError if a set is empty, a label is missing, or no k is positive.
+    Returns: k -> [n] int64.
+    Raises: ValueError if the training set is empty, a label is missing, or no k is
+        positive.
     Source: arXiv:1805.01978 section 3.4; arXiv:2304.07193 section 7.1.
     """
     _check("train", train, train_labels)
-    _check("val", val, val_labels)
     if not ks or min(ks) < 1:
         raise ValueError(f"{ks=}; k-NN needs one k or more, all at least 1.")
     largest = min(max(ks), len(train))
-    classes = int(max(train_labels.max(), val_labels.max())) + 1
+    classes = int(train_labels.max()) + 1
     val = unit_rows(jnp.asarray(val))
     keys = neighbors.spread(unit_rows(jnp.asarray(train)), shards)
-    right = dict.fromkeys(ks, 0)
+    found = {k: np.empty(len(val), np.int64) for k in ks}
     for start in range(0, len(val), block):
         rows = np.asarray(val[start : start + block])
-        wanted = val_labels[start : start + block]
         dots, ids = neighbors.topk(
             rows, keys, largest, shards=shards, number=len(train)
         )
         nearest = train_labels[np.asarray(ids)]
         scores = votes(dots, nearest, classes, tuple(ks), temp)
         for k, score in scores.items():
-            right[k] += int((np.asarray(score).argmax(1) == wanted).sum())
-    return {k: n / len(val) for k, n in right.items()}
+            found[k][start : start + block] = np.asarray(score).argmax(1)
+    return found
+
+
+def few(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers of `number` rows of each class, drawn at random, rising.
+
+    Raises: ValueError if a class has fewer.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if number < 1 or counts.min() < number:
+        raise ValueError(
+            f"{number} images a class are asked for; the smallest class has "
+            f"{counts.min()}. Ask for 1 to {counts.min()}."
+        )
+    drawn = [
+        rng.choice(np.flatnonzero(labels == c), number, replace=False) for c in classes
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 def _check(name: str, features: jax.Array, labels: np.ndarray) -> None:

@@ -1,4 +1,6 @@
-"""Figures about features themselves, and baselines that need no network."""
+"""Figures about features and guesses, and baselines that need no network."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -62,3 +64,64 @@ def color_histograms(images: np.ndarray, bins: int = 8) -> np.ndarray:
     codes = (codes[..., 0] * bins + codes[..., 1]) * bins + codes[..., 2]
     found = [np.bincount(c.ravel(), minlength=bins**3) for c in codes]
     return np.stack(found).astype(np.float32)
+
+
+def confusion(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
+    """[classes classes] int64 counts: true class down, guess across."""
+    codes = np.asarray(labels, np.int64) * classes + guesses
+    return np.bincount(codes, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(matrix: np.ndarray) -> np.ndarray:
+    """Share of each class that was guessed, of `confusion`; NaN of an empty class."""
+    counts = matrix.sum(1)
+    return np.where(counts > 0, np.diag(matrix) / np.maximum(counts, 1), np.nan)
+
+
+def multi_label_accuracy(guesses: np.ndarray, labels: Sequence[Sequence[int]]) -> float:
+    """Share of images whose guess is one of their labels, of those that have any.
+
+    Raises: ValueError if no image has a label.
+    Source: arXiv:2006.07159 (ImageNet ReaL).
+    """
+    hits = [int(guess) in some for guess, some in zip(guesses, labels) if len(some)]
+    if not hits:
+        raise ValueError("No image has a label; check the list of labels.")
+    return float(np.mean(hits))
+
+
+ALEXNET = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+"""AlexNet's mean error under each corruption, as published with ImageNet-C."""
+
+
+def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
+    """Mean over corruptions of the error by AlexNet's; below 1 is better than it.
+
+    Args:
+        errors: each corruption of ALEXNET -> the error in [0, 1] of each severity.
+    Raises: ValueError if one is missing or not known.
+    Source: arXiv:1903.12261 section 4.
+    """
+    if set(errors) != set(ALEXNET):
+        wrong = sorted(set(errors) ^ set(ALEXNET))
+        raise ValueError(
+            f"The mean corruption error takes the {len(ALEXNET)} corruptions of "
+            f"ImageNet-C; missing or unknown: {', '.join(wrong)}."
+        )
+    return float(np.mean([np.mean(errors[k]) / ALEXNET[k] for k in ALEXNET]))

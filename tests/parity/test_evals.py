@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax import neighbors
-from dinov2_jax.evals import knn
+from dinov2_jax.evals import knn, linear
 from dinov2_jax.models import probes
 
 # Ten times what float32 leaves of these similarities and scores against float64.
@@ -76,4 +76,16 @@ def test_the_input_of_the_linear_probe_equals_the_reference(data, blocks, mean_p
     ]
     got = probes.linear_input(layers, bool(mean_patch))
     want = data[f"linear/out/n{blocks}_avg{mean_patch}"]
+    np.testing.assert_allclose(got, want, atol=CLOSE)
+
+
+@pytest.mark.parametrize("kind", linear.kinds((1, 4)), ids=lambda kind: kind.name)
+def test_the_columns_of_a_linear_head_equal_the_reference(data, kind):
+    layers = [
+        (data[f"linear/in/{i}/patch"][:, None], data[f"linear/in/{i}/cls"])
+        for i in range(data.meta["nblk"] - 4, data.meta["nblk"])
+    ]
+    whole = probes.linear_input(layers)
+    got = whole[:, kind.columns(layers[0][1].shape[-1], 4)]
+    want = data[f"linear/out/n{kind.blocks}_avg{int(kind.mean_patch)}"]
     np.testing.assert_allclose(got, want, atol=CLOSE)

@@ -1,0 +1,266 @@
+"""dinov2-jax evaluate: frozen features by the protocols of the paper.
+
+dinov2-jax evaluate knn --weights=dinov2_vits14 --train=folder:train --val=folder:val \\
+    --out=results/knn
+dinov2-jax evaluate linear ... --test v2=folder:imagenetv2 --set steps=5000
+dinov2-jax evaluate retrieval --weights=runs/demo --val=folder:images --out=results/r
+dinov2-jax evaluate all --config=suite.json --weights=runs/demo --out=results
+dinov2-jax evaluate table results/*
+
+Defaults are the paper's protocols; --set KEY=VALUE changes one setting, --config=FILE
+several (JSON). Features are kept in --cache and serve later tasks. Each task leaves
+results.json, a line in results.csv and report.html. `evaluate TASK --settings` lists the
+settings of a task.
+"""
+
+import argparse
+import ast
+import importlib
+import json
+import pathlib
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax import values
+from dinov2_jax.cli import evaluation_table, frozen, results
+
+TASKS = {
+    "knn": "classes by the vote of the nearest neighbours",
+    "linear": "linear classifiers, 52 at once, the best on --val reported",
+    "logreg": "logistic regression with a chosen L2 penalty",
+    "retrieval": "whether the nearest images belong to a query",
+    "segmentation": "classes of pixels by a linear head",
+    "segmentation_ms": "the same over four layers, at several scales",
+    "depth": "depth of pixels by a linear or DPT head, as on NYUd",
+    "depth_kitti": "the same, as on KITTI",
+}
+"""Task -> what it is; cli/evaluate_TASK.py has its SETTINGS and run(Job) -> Outcome."""
+
+ALONE = ("retrieval",)
+"""Tasks that may go without --train."""
+
+
+def arguments(given: list[str]) -> argparse.Namespace:
+    """The options."""
+    lines = "\n".join(f"  {name:<16} {text}" for name, text in TASKS.items())
+    parser = argparse.ArgumentParser(
+        prog="dinov2-jax evaluate",
+        description=f"{__doc__}\ntasks:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("task", choices=(*TASKS, "all", "table"), metavar="TASK")
+    add("folders", nargs="*", type=pathlib.Path, help="of table: folders of results")
+    add("--weights", help="an official name, a workdir, any file")
+    add("--name", help="official name that the weights must fit")
+    add("--which", default="teacher", help="network of a run: teacher or student")
+    add("--train", help="source, as config.data.train")
+    add("--val", help="source")
+    add("--test", action="append", default=[], metavar="NAME=SPEC")
+    add("--labels", action="append", default=[], metavar="NAME=FILE")
+    add("--out", type=pathlib.Path, help="folder of the results; of table: a page")
+    add("--cache", type=pathlib.Path, help="folder of features; default OUT/features")
+    add("--set", action="append", default=[], metavar="KEY=VALUE")
+    add("--config", type=pathlib.Path, help="JSON: settings; of all: the tasks")
+    add("--settings", action="store_true", help="list the settings of the task")
+    return parser.parse_args(given)
+
+
+def main(given: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    options = arguments(given)
+    if options.task == "table":
+        return evaluation_table.show(options.folders, options.out)
+    if options.folders:
+        raise ValueError(f"{options.folders[0]} is no option; folders are for table.")
+    if options.settings:
+        for key, value in vars(settings(options.task, {})).items():
+            print(f"{key}={value}")
+        return 0
+    for key in ("weights", "out"):
+        if getattr(options, key) is None:
+            raise ValueError(f"--{key} is missing; see dinov2-jax evaluate --help.")
+    run_all(options) if options.task == "all" else run_one(options)
+    return 0
+
+
+def run_one(options: argparse.Namespace) -> None:
+    """One task."""
+    file = {} if options.config is None else _read(options.config)
+    told = file | pairs(options.set, "--set")
+    wanted = settings(options.task, told)
+    entry = {
+        "task": options.task,
+        "train": options.train,
+        "val": options.val,
+        "tests": pairs(options.test, "--test"),
+        "labels": pairs(options.labels, "--labels"),
+    }
+    _check(entry)
+    backbone = frozen.load(options.weights, options.name, options.which)
+    done(_job(options, backbone, entry, wanted, options.out))
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """All tasks of a config; those whose results are there are not run again."""
+    if options.config is None:
+        raise ValueError("evaluate all needs --config=FILE with its tasks.")
+    config = _read(options.config)
+    entries, known = config.get("tasks"), {"about", "set", "tasks"}
+    for key in config.keys() - known:
+        hint = values.hint(key, known, 0.5)
+        raise ValueError(f"{options.config} has {key!r}, which is nothing{hint}")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f'{options.config} has no list of "tasks".')
+    common, jobs = config.get("set", {}) | pairs(options.set, "--set"), {}
+    for entry in entries:
+        _check(entry)
+        name = entry.get("name", entry["task"])
+        if name in jobs or pathlib.Path(name).name != name:
+            raise ValueError(f"{name!r} names two tasks or no folder; name each apart.")
+        own = entry.get("set", {})
+        # What is told of all tasks goes to those that have such a setting.
+        fits = {k: v for k, v in common.items() if k in _defaults(entry["task"])}
+        jobs[name] = entry, settings(entry["task"], fits | own)
+    unused = [k for k in common if not any(hasattr(s, k) for _, s in jobs.values())]
+    if unused:
+        raise ValueError(f"No task of {options.config} has the setting {unused[0]}.")
+    backbone = frozen.load(options.weights, options.name, options.which)
+    found: dict[tuple[str, str], list[float]] = {}
+    for name, (entry, wanted) in jobs.items():
+        job = _job(options, backbone, entry, wanted, options.out / name)
+        about = _there(job) or done(job)
+        metric = about["metric"]
+        found.setdefault((job.task, metric), []).append(about["metrics"][metric])
+    for (task, metric), numbers in found.items():
+        mean = results.shown(metric, float(np.mean(numbers)))
+        print(f"{task}: {mean} in the mean of {len(numbers)}")
+
+
+def done(job: results.Job) -> dict:
+    """Run a job, write its files, and say what came out; returns results.json."""
+    module = importlib.import_module(f"dinov2_jax.cli.evaluate_{job.task}")
+    job.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    outcome = module.run(job)
+    about = results.write(job, outcome, time.monotonic() - began)
+    first = results.shown(about["metric"], about["metrics"][about["metric"]])
+    print(f"{job.task}: {about['metric']} {first}; see {job.out}/report.html")
+    return about
+
+
+def settings(task: str, given: Mapping[str, Any]) -> types.SimpleNamespace:
+    """The settings of a task: its defaults with what is given in their place.
+
+    Args:
+        task: one of TASKS.
+        given: name -> value, or text as on the command line.
+    Raises: ValueError, one line, for an unknown name or a value of another type.
+    """
+    defaults = _defaults(task)
+    found = dict(defaults)
+    for key, value in given.items():
+        if key not in defaults:
+            hint = values.hint(key, defaults, 0.5)
+            raise ValueError(f"{task} has no setting {values.shown(key)}{hint}")
+        found[key] = _value(key, value, defaults[key])
+    return types.SimpleNamespace(**found)
+
+
+def _value(key: str, given: Any, old: Any) -> Any:
+    """A value of the type of the old one; tuples may have any length."""
+    value = given
+    if isinstance(given, str) and not isinstance(old, str):
+        try:
+            names = {"true": True, "false": False}
+            value = names.get(given.lower())
+            value = ast.literal_eval(given) if value is None else value
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = given
+    if isinstance(old, tuple):
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+    parts, kind = (value, old[0]) if isinstance(old, tuple) else ((value,), old)
+    if not parts or not all(values.alike(kind, x) for x in parts):
+        raise ValueError(f"{key}={values.shown(given)} is no {values.kind(old)}.")
+    made = tuple(type(kind)(x) for x in parts)
+    return made if isinstance(old, tuple) else made[0]
+
+
+def _defaults(task: str) -> Mapping[str, Any]:
+    """SETTINGS of a task."""
+    return importlib.import_module(f"dinov2_jax.cli.evaluate_{task}").SETTINGS
+
+
+def pairs(given: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE, several times."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{option} {text} is not NAME=VALUE.")
+        if name in found:
+            raise ValueError(f"{option} {name} is given twice.")
+        found[name] = value
+    return found
+
+
+def _check(entry: Any) -> None:
+    """Raises ValueError unless a task is told where its images are."""
+    known = {"task", "name", "train", "val", "tests", "labels", "set"}
+    if not isinstance(entry, dict) or entry.get("task") not in TASKS:
+        raise ValueError(
+            f"{values.shown(entry)} is no task; it needs a task, one of "
+            f"{', '.join(TASKS)}, with train and val."
+        )
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"A task has no {key!r}{values.hint(key, known, 0.5)}")
+    task = entry["task"]
+    if entry.get("val") is None or (entry.get("train") is None and task not in ALONE):
+        raise ValueError(f"{task} needs --train=SPEC and --val=SPEC.")
+    if (entry.get("tests") or entry.get("labels")) and task != "linear":
+        raise ValueError(f"{task} takes no --test; the head of linear is run on them.")
+
+
+def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.Job:
+    """What a task is given."""
+    return results.Job(
+        task=entry["task"],
+        weights=options.weights,
+        backbone=backbone,
+        train=entry.get("train"),
+        val=entry["val"],
+        tests=entry.get("tests") or {},
+        labels=entry.get("labels") or {},
+        out=out.expanduser(),
+        cache=(options.cache or options.out / "features").expanduser(),
+        settings=wanted,
+    )
+
+
+def _there(job: results.Job) -> dict | None:
+    """The results of this very job, if they are there."""
+    try:
+        about = json.loads((job.out / "results.json").read_text())
+    except (OSError, ValueError):
+        return None
+    wanted = results.asked(job)
+    if any(about.get(key) != wanted[key] for key in wanted):
+        return None
+    print(f"{job.task}: {job.out}/results.json is there already", file=sys.stderr)
+    return about
+
+
+def _read(path: pathlib.Path) -> dict:
+    """A JSON file that holds an object."""
+    try:
+        return dict(json.loads(path.expanduser().read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"--config={path} cannot be read as a JSON object: {error}"
+        ) from error

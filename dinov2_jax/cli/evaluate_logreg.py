@@ -1,0 +1,69 @@
+"""Logistic regression on frozen features, its strength chosen on a part of train."""
+
+import numpy as np
+
+from dinov2_jax.cli import frozen
+from dinov2_jax.cli.results import Job, Outcome, classified
+from dinov2_jax.evals import knn, logreg, metrics
+
+SETTINGS = frozen.IMAGES | {
+    "lowest": -6.0,  # powers of ten of C
+    "highest": 5.0,
+    "number": 45,  # values of C between them
+    "held_out": 0.1,  # share of train that chooses C
+    "iterations": 1000,
+    "tolerance": 1e-12,
+    "dtype": "float64",  # of the arithmetic; float32 is for accelerators
+    "block": 15,  # values of C at once
+    "metric": "top1",  # or mean_per_class: which one counts
+    "normalize": True,  # features to unit length
+    "seed": 0,
+}
+
+
+def run(job: Job) -> Outcome:
+    """Accuracy on the validation set of the classifier of all of train."""
+    s, backbone = job.settings, job.backbone
+    if s.metric not in ("top1", "mean_per_class"):
+        raise ValueError(f"metric={s.metric}; choose top1 or mean_per_class.")
+    apply = frozen.cls_of(backbone, s.compute)
+    train, val = (
+        frozen.features(backbone, apply, "cls", spec, job.cache, s)
+        for spec in (job.train, job.val)
+    )
+    for found in (train, val):
+        frozen.require_classes(found)
+    frozen.require_same_classes(train.source, val.source)
+    rows = [found.rows for found in (train, val)]
+    if s.normalize:
+        rows = [np.asarray(knn.unit_rows(x)) for x in rows]
+    cs = 10 ** np.linspace(s.lowest, s.highest, s.number)
+    found = logreg.sweep(
+        rows[0],
+        train.labels,
+        len(train.source.classes),
+        cs,
+        held_out=s.held_out,
+        seed=s.seed,
+        iterations=s.iterations,
+        tolerance=s.tolerance,
+        dtype=s.dtype,
+        block=s.block,
+    )
+    guess = logreg.guesses(found.fit, rows[1])[0]
+    matrix = metrics.confusion(val.labels, guess, len(val.source.classes))
+    shares = {
+        "top1": float((guess == val.labels).mean()),
+        "mean_per_class": float(np.nanmean(metrics.per_class(matrix))),
+    }
+    more = {
+        "c": found.c,
+        "held_out_top1": float(found.accuracies.max()),
+        "loss": float(found.fit.loss[0]),
+        "iterations": int(found.fit.iterations[0]),
+    }
+    parts = classified(val, guess, "logistic regression")
+    counts = {s.metric: shares[s.metric]}
+    return Outcome(
+        counts | shares | more, {"train": train.about, "val": val.about}, *parts
+    )

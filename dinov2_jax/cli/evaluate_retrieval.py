@@ -1,0 +1,205 @@
+"""Retrieval by frozen features: the images nearest to a query, and whether they belong.
+
+Protocols: `labels` (mAP and recall@k; without --train each image looks for the others
+of --val), `gap` (Met: --val holds the queries, those of no class of --train are
+distractors) and `revisited` (Oxford and Paris: --val is the folder of all images,
+truth=FILE their gnd file, as published or as JSON).
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinov2_jax.cli import frozen
+from dinov2_jax.cli.results import Job, Outcome, Picture
+from dinov2_jax.data import decode, sources, truth
+from dinov2_jax.data.record import Record, Source
+from dinov2_jax.evals import knn, retrieval
+from dinov2_jax.viz import evaluation
+
+SETTINGS = frozen.IMAGES | {
+    "protocol": "labels",  # or gap, or revisited
+    "recall": (1, 5, 10),  # ranks
+    "truth": "",  # file of the revisited protocol
+    "crop_queries": True,  # to their boxes, as that protocol asks
+    "pictures": 8,  # queries on the page, spread from the best to the worst
+    "shown": 6,  # found images beside each
+}
+PROTOCOLS = ("labels", "gap", "revisited")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Some records of a source, by number, cut to boxes where there are any."""
+
+    source: Source
+    numbers: tuple[int, ...]
+    boxes: tuple[tuple[float, float, float, float], ...] = ()  # left top right bottom
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[self.numbers[index]]
+        if not self.boxes:
+            return record
+        image = decode.decode(record.image)
+        left, top, right, bottom = (round(x) for x in self.boxes[index])
+        cut = image[max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)]
+        if not cut.size:
+            raise decode.DecodeError(f"the box {self.boxes[index]} holds no pixel.")
+        return Record(np.ascontiguousarray(cut), -1)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.numbers[index])
+
+
+def run(job: Job) -> Outcome:
+    """The metrics of a protocol, and a sheet of queries with what they found."""
+    s = job.settings
+    if s.protocol not in PROTOCOLS:
+        raise ValueError(
+            f"protocol={s.protocol}; choose one of {', '.join(PROTOCOLS)}."
+        )
+    apply = frozen.cls_of(job.backbone, s.compute)
+    if s.protocol == "revisited":
+        return _revisited(job, apply)
+    val = frozen.features(job.backbone, apply, "cls", job.val, job.cache, s)
+    frozen.require_classes(val)
+    train = val
+    if job.train is not None:
+        train = frozen.features(job.backbone, apply, "cls", job.train, job.cache, s)
+        frozen.require_classes(train)
+    # Numbers of the training classes; a class that is none of them fits no image.
+    places = {name: number for number, name in enumerate(train.source.classes)}
+    mapped = np.array([places.get(name, -1) for name in val.source.classes])
+    wanted = mapped[val.labels]
+    ranked = _ranked(val, train)
+    data = {"val": val.about} | ({} if train is val else {"train": train.about})
+    kept = _Kept(s.shown)
+    if s.protocol == "gap":
+        metrics = retrieval.gap_by_label(map(kept.note, ranked), wanted, train.labels)
+    else:
+        wanted = np.where(wanted < 0, -2, wanted)  # no image has it
+        metrics = retrieval.by_label(
+            map(kept.note, ranked), wanted, train.labels, s.recall, kept.score
+        )
+    marks = [train.labels[ids] == wanted[q] for q, ids in kept.tops.items()]
+    return Outcome(metrics, data, _sheet(kept, marks, val, train, s.pictures))
+
+
+def _ranked(queries: frozen.Set, database: frozen.Set):
+    """Rankings; a set that searches itself leaves each image out of its own list."""
+    rows = np.asarray(knn.unit_rows(queries.rows))
+    others = np.asarray(knn.unit_rows(database.rows))
+    return retrieval.rankings(rows, others, without_self=queries is database)
+
+
+class _Kept:
+    """The first found images of each query, for the sheet; no ranking is kept whole."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.tops: dict[int, np.ndarray] = {}  # query -> database rows
+        self.scores: dict[int, float] = {}  # query -> average precision
+
+    def note(self, one: retrieval.Ranked) -> retrieval.Ranked:
+        """Keep what is shown of a ranking, and pass it on."""
+        self.tops[one.query] = one.ids[: self.number].copy()
+        self.scores[one.query] = float(one.dots[0])
+        return one
+
+    def score(self, one: retrieval.Ranked, area: float) -> None:
+        """Sort the sheet by this figure."""
+        self.scores[one.query] = area
+
+
+def _sheet(
+    kept: _Kept,
+    marks: Sequence[np.ndarray],
+    queries: frozen.Set,
+    database: frozen.Set,
+    number: int,
+) -> list[Picture]:
+    """Queries from the best to the worst with what they found."""
+    known = [q for q in kept.tops if np.isfinite(kept.scores[q])]
+    order = sorted(known, key=lambda q: -kept.scores[q])
+    places = np.linspace(0, len(order) - 1, min(number, len(order))).round()
+    chosen = [order[int(i)] for i in places]
+    if not chosen:
+        return []
+    by_query = dict(zip(kept.tops, marks))
+
+    def image(found: frozen.Set, row: int) -> np.ndarray:
+        return decode.decode(found.source[int(found.records[row])].image)
+
+    picture = evaluation.found_picture(
+        [image(queries, q) for q in chosen],
+        [[image(database, i) for i in kept.tops[q]] for q in chosen],
+        [by_query[q] for q in chosen],
+    )
+    caption = (
+        "Each line is a query and the images nearest to it; green frames belong to it. "
+        "From the best query to the worst."
+    )
+    return [Picture("found", "What was found", caption, picture)]
+
+
+def _revisited(job: Job, apply) -> Outcome:
+    """mAP of revisited Oxford or Paris."""
+    s = job.settings
+    if not s.truth:
+        raise ValueError(
+            "protocol=revisited needs --set truth=FILE, such as gnd_roxford5k.pkl."
+        )
+    known = truth.read(pathlib.Path(s.truth).expanduser())
+    spec = job.val
+    all_images = sources.open_source(spec)
+    names = [pathlib.Path(all_images.name(i)).stem for i in range(len(all_images))]
+    places = {name: number for number, name in enumerate(names)}
+    lost = [n for n in (*known.images, *known.queries) if n not in places]
+    if lost:
+        raise ValueError(
+            f"{spec} lacks {len(lost)} images of the ground truth, such as "
+            f"{', '.join(lost[:3])}; give the folder that holds them all."
+        )
+    boxes = known.boxes if s.crop_queries else ()
+    lists = {
+        "database": Listed(all_images, tuple(places[n] for n in known.images)),
+        "queries": Listed(all_images, tuple(places[n] for n in known.queries), boxes),
+    }
+    found = {
+        part: frozen.features(
+            job.backbone,
+            apply,
+            "cls",
+            f"{spec} ({part} of {json.dumps([s.truth, s.crop_queries])})",
+            job.cache,
+            s,
+            source,
+        )
+        for part, source in lists.items()
+    }
+    for part, one in found.items():
+        if one.about["skipped"] or len(one.rows) < len(lists[part]):
+            raise ValueError(
+                f"{spec}: only {len(one.rows)} of {len(lists[part])} images of the "
+                f"{part} were read; this protocol needs all (and limit=0)."
+            )
+    kept = _Kept(s.shown)
+    queries, database = found["queries"], found["database"]
+    ranked = map(kept.note, _ranked(queries, database))
+    metrics = retrieval.revisited(ranked, known.lists)
+    good = [{*x["easy"], *x["hard"]} for x in known.lists]
+    marks = [[int(i) in good[q] for i in ids] for q, ids in kept.tops.items()]
+    first = {k: metrics[k] for k in ("map_medium", "map_hard") if k in metrics}
+    data = {"val": database.about, "queries": queries.about}
+    sheet = _sheet(kept, marks, queries, database, s.pictures)
+    return Outcome(first | metrics, data, sheet)

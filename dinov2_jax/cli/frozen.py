@@ -1,0 +1,206 @@
+"""A frozen backbone and its features of a labelled source, kept on disk."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import types
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax import sharding, zoo
+from dinov2_jax.cli import embed, workdir
+from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax.data.record import Source
+from dinov2_jax.models import vit
+
+IMAGES = {
+    "resize": 256,  # pixels, shorter side
+    "crop": 224,  # pixels, side of the central crop
+    "compute": "float32",  # or bfloat16
+    "batch_size": 64,  # images at once
+    "limit": 0,  # images of a set, evenly spread; 0 for all
+    "workers": 0,  # processes that decode
+    "threads": 2,  # threads that decode
+    "max_pixels": decode.MAX_PIXELS,
+}
+"""Settings of every task at image level."""
+
+SHARD = 4096  # images of a shard
+SAMPLE = 32  # records whose bytes tell two sets of the same names apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """Weights that were loaded."""
+
+    model: vit.ViT
+    params: dict
+    sha256: str
+
+    @property
+    def variant(self) -> str:
+        """Such as `S/14`, with `reg` behind for registers; the width for another."""
+        size = {"width": self.model.width, "depth": self.model.depth}
+        fits = [n for n, v in vit.VARIANTS.items() if size.items() <= v.items()]
+        registers = " reg" if self.model.registers else ""
+        name = fits[0] if fits else f"width {self.model.width} x {self.model.depth}"
+        return f"{name}/{self.model.patch_size}{registers}"
+
+
+class Set(NamedTuple):
+    """Features of a source, of the images that could be decoded."""
+
+    rows: np.ndarray  # [n D]
+    labels: np.ndarray  # [n] int, -1 where there is none
+    records: np.ndarray  # [n] numbers in the source
+    names: list[str]
+    source: Source
+    about: dict  # spec, images, skipped, sha256
+
+
+def load(weights: str, name: str | None = None, which: str = "teacher") -> Backbone:
+    """The backbone that a text stands for, see `load_backbone`.
+
+    Raises: ValueError if it takes no RGB images.
+    """
+    model, params = zoo.load_backbone(name, weights, which=which)
+    if model.in_channels != 3:
+        raise ValueError(
+            f"These weights take images of {model.in_channels} channels; sources give "
+            "3. Choose weights for RGB."
+        )
+    return Backbone(model, params, embed.digest(params))
+
+
+def cls_of(backbone: Backbone, compute: str) -> Callable:
+    """Jitted: [b H W 3] uint8 -> {cls: [b D] float32}."""
+    model = backbone.model.clone(dtype=jnp.dtype(compute))
+    forward = embed.forward(model, ("cls",), "float32")
+    return functools.partial(forward, backbone.params)
+
+
+def features(
+    backbone: Backbone,
+    apply: Callable[[jax.Array], dict],
+    kind: str,
+    spec: str,
+    cache: pathlib.Path,
+    settings: types.SimpleNamespace,
+    source: Source | None = None,
+) -> Set:
+    """The features of a source; those on disk are not made again.
+
+    Args:
+        backbone: whose they are.
+        apply: jitted, [b H W 3] uint8 -> {kind: [b D]}.
+        kind: what `apply` makes; part of the key on disk.
+        spec: the source.
+        cache: folder of all features; each set has its own folder in it.
+        settings: with the names of IMAGES.
+        source: what to read in the place of the source that `spec` names.
+    Raises: ValueError, before any work, if sizes do not fit or nothing decodes.
+    """
+    s, mesh = settings, sharding.make_mesh()
+    if s.crop % backbone.model.patch_size:
+        raise ValueError(
+            f"crop={s.crop} is no multiple of the patch size "
+            f"{backbone.model.patch_size} of these weights."
+        )
+    if s.compute not in ("float32", "bfloat16"):
+        raise ValueError(f"compute={s.compute}; choose float32 or bfloat16.")
+    source = sources.open_source(spec) if source is None else source
+    pipeline.require_decodable(source, max_pixels=s.max_pixels)
+    # More devices than images asked for: the batch grows, results stay the same.
+    batch = -(-s.batch_size // mesh.size) * mesh.size
+    manifest = {
+        "weights_sha256": backbone.sha256,
+        "data": _whole(spec),
+        "data_sha256": embed.fingerprint(source),
+        "sample_sha256": _sample(source),
+        "records": min(len(source), s.limit or len(source)),
+        "shard_size": -(-SHARD // batch) * batch,
+        "what": [kind],
+        "resize": s.resize,
+        "crop": s.crop,
+        "dtype": "float32",
+        "compute": s.compute,
+    }
+    key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    kinds, index, _ = embed.store(
+        apply,
+        source,
+        cache / f"{kind}-{key[:16]}",
+        manifest | {"versions": workdir.versions()},
+        mesh,
+        batch_size=batch,
+        workers=s.workers,
+        threads=s.threads,
+        max_pixels=s.max_pixels,
+    )
+    kept = np.flatnonzero(index["ok"].to_numpy())
+    if not len(kept):
+        raise ValueError(f"{spec}: no image could be decoded; check its files.")
+    about = {
+        "spec": spec,
+        "images": len(kept),
+        "skipped": len(index) - len(kept),
+        "sha256": manifest["data_sha256"],
+        "sample_sha256": manifest["sample_sha256"],
+    }
+    records, labels, names = (index[k].to_numpy() for k in ("record", "label", "name"))
+    return Set(
+        kinds[kind][kept], labels[kept], records[kept], list(names[kept]), source, about
+    )
+
+
+def require_classes(found: Set) -> None:
+    """Raises ValueError unless each image has one of the source's classes."""
+    spec, count = found.about["spec"], len(found.source.classes)
+    if not count:
+        raise ValueError(
+            f"{spec} has no classes; use class folders, a labelled data set, or a task "
+            "that needs none."
+        )
+    low, high = int(found.labels.min()), int(found.labels.max())
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"{spec}: labels run from {low} to {high}; they must lie in 0 to "
+            f"{count - 1}, its {count} classes."
+        )
+
+
+def require_same_classes(train: Source, val: Source) -> None:
+    """Raises ValueError that names a class that only one of two sources has."""
+    if train.classes == val.classes:
+        return
+    mine, others = set(train.classes), set(val.classes)
+    only = sorted(mine - others)[:3], sorted(others - mine)[:3]
+    raise ValueError(
+        f"train has {len(mine)} classes and val {len(others)}, and they differ: only in "
+        f"train {', '.join(only[0]) or 'none'}; only in val "
+        f"{', '.join(only[1]) or 'none'}. Give two splits of the same classes."
+    )
+
+
+def _whole(spec: str) -> str:
+    """A spec whose path does not depend on the working folder."""
+    kind, _, rest = spec.partition(":")
+    if kind in ("folder", "tar", "arrayrecord") and ";" not in spec:
+        return f"{kind}:{os.path.abspath(os.path.expanduser(rest))}"
+    return spec
+
+
+def _sample(source: Source) -> str:
+    """Equal for sources whose records are equal, of some of them."""
+    found, count = hashlib.sha256(), min(SAMPLE, len(source))
+    for i in range(count):
+        image = source[i * len(source) // count].image
+        found.update(np.ascontiguousarray(image) if hasattr(image, "shape") else image)
+    return found.hexdigest()

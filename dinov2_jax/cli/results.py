@@ -1,0 +1,201 @@
+"""What an evaluation leaves in its folder: results.json, a line of results.csv, a page."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import types
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.cli import frozen, workdir
+from dinov2_jax.evals import depth, metrics
+from dinov2_jax.viz import evaluation, page
+
+WORST = 20  # classes of the table
+COLUMNS = (
+    "finished",
+    "task",
+    "weights",
+    "weights_sha256",
+    "architecture",
+    "train",
+    "val",
+    "metric",
+    "value",
+    "seconds",
+    "metrics",
+)
+"""Of results.csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a task is given."""
+
+    task: str
+    weights: str
+    backbone: frozen.Backbone
+    train: str | None  # spec of a source
+    val: str
+    tests: dict[str, str]  # name -> spec
+    labels: dict[str, str]  # name of a test -> file of its labels
+    out: pathlib.Path
+    cache: pathlib.Path  # folder of features
+    settings: types.SimpleNamespace
+
+
+class Picture(NamedTuple):
+    """One for the page, and for pictures/NAME.png."""
+
+    name: str
+    title: str
+    caption: str
+    pixels: np.ndarray  # [H W 3] uint8
+
+
+class Table(NamedTuple):
+    """One for the page."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a task found; the first metric is the one that counts."""
+
+    metrics: dict[str, float]
+    data: dict[str, dict]  # split -> spec, images, skipped, fingerprints
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    tables: list[Table] = dataclasses.field(default_factory=list)
+
+
+def classified(
+    val: frozen.Set, guess: np.ndarray, what: str
+) -> tuple[list[Picture], list[Table]]:
+    """Confusion matrix and worst classes of guesses, for the page."""
+    names = val.source.classes
+    matrix = metrics.confusion(val.labels, guess, len(names))
+    caption = f"{what}: true class down, guess across, in the order of the classes."
+    picture = Picture(
+        "confusion",
+        "Confusion matrix",
+        caption,
+        evaluation.confusion_picture(matrix),
+    )
+    shares = metrics.per_class(matrix)
+    rows = []
+    for c in np.argsort(np.nan_to_num(shares, nan=2.0), kind="stable")[:WORST]:
+        wrong = matrix[c].copy()
+        wrong[c] = 0
+        other = f"{names[wrong.argmax()]} ({wrong.max()})" if wrong.any() else ""
+        if matrix[c].sum():
+            rows.append([names[c], int(matrix[c].sum()), percent(shares[c]), other])
+    heads = ["class", "images", "right", "most often taken for"]
+    return [picture], [Table("Worst classes", heads, rows)]
+
+
+def asked(job: Job) -> dict:
+    """What tells one evaluation from another."""
+    return {
+        "task": job.task,
+        "weights": job.weights,
+        "weights_sha256": job.backbone.sha256,
+        "architecture": job.backbone.variant,
+        "train": job.train,
+        "val": job.val,
+        "tests": job.tests,
+        "labels": job.labels,
+        "settings": json.loads(json.dumps(vars(job.settings))),
+    }
+
+
+def write(job: Job, outcome: Outcome, seconds: float) -> dict:
+    """Write all files of an evaluation; returns what results.json holds."""
+    first = next(iter(outcome.metrics))
+    about = asked(job) | {
+        "metric": first,
+        "metrics": outcome.metrics,
+        "data": outcome.data,
+        "versions": workdir.versions(),
+        "devices": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "seconds": round(seconds, 1),
+        "finished": workdir.now(),
+    }
+    (job.out / "pictures").mkdir(parents=True, exist_ok=True)
+    for picture in outcome.pictures:
+        workdir.save_picture(job.out, picture.name, picture.pixels)
+    workdir.write_text(job.out / "report.html", _page(about, outcome))
+    text = json.dumps(about, indent=2, allow_nan=True) + "\n"
+    workdir.write_text(job.out / "results.json", text)
+    _append(job.out / "results.csv", about)
+    return about
+
+
+def _append(path: pathlib.Path, about: dict) -> None:
+    """One more line of a table, which gets its heading first."""
+    value = about["metrics"][about["metric"]]
+    line = about | {"value": value, "metrics": json.dumps(about["metrics"])}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(line)
+    with path.open("a") as file:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _page(about: dict, outcome: Outcome) -> str:
+    """report.html."""
+    name = f"{about['task']}: {pathlib.Path(about['weights']).name}"
+    facts = f"{about['architecture']} \N{MIDDLE DOT} {about['val']}"
+    parts = [f"<h1>{page.text(name)}</h1>", f'<p class="soft">{page.text(facts)}</p>']
+    tiles = "".join(
+        f'<div class="card"><dt>{page.text(key)}</dt><dd>{page.text(shown(key, value))}'
+        "</dd></div>"
+        for key, value in list(outcome.metrics.items())[:8]
+    )
+    parts.append(f"<dl>{tiles}</dl>")
+    for picture in outcome.pictures:
+        data = io.BytesIO()
+        Image.fromarray(picture.pixels).save(data, format="PNG")
+        parts.append(
+            page.figure("picture", picture.title, picture.caption, data.getvalue())
+        )
+    for table in outcome.tables:
+        body = page.grid(table.heads, table.rows)
+        parts.append(f'<h2>{page.text(table.title)}</h2><div class="card">{body}</div>')
+    folded = {
+        "All metrics": list(outcome.metrics.items()),
+        "Settings": list(about["settings"].items()),
+        "Data": list(outcome.data.items()),
+        "Versions": list(about["versions"].items()),
+        "Weights": [(k, about[k]) for k in ("weights", "weights_sha256")],
+        "Run": [(k, about[k]) for k in ("devices", "seconds", "finished")],
+    }
+    inner = "".join(page.folded(k, page.table(rows)) for k, rows in folded.items())
+    parts.append(f'<h2>Details</h2><div class="card">{inner}</div>')
+    return page.document(name, parts)
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.1f} %"
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric for people: shares in per cent, counts whole, errors as they are."""
+    if isinstance(value, int):
+        return str(value)
+    if 0 <= value <= 1 and metric not in depth.ERRORS:
+        return percent(value)
+    return f"{value:.4g}"

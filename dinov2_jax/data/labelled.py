@@ -1,0 +1,112 @@
+"""Batches of augmented images with their labels, to train a classifier on."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data import augment, build, decode, pipeline
+from dinov2_jax.data.record import Source
+
+SCALE, ASPECT, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Builder:
+    """Builds the batch of a step."""
+
+    source: Source
+    order: grain.MapDataset
+    size: int
+    seed: int
+    batch_size: int
+    max_pixels: int
+
+    def __call__(self, step: int) -> build.EvalBatch:
+        images = np.empty((self.batch_size, self.size, self.size, 3), np.uint8)
+        labels = np.empty(self.batch_size, np.int32)
+        ids, skipped = np.empty(self.batch_size, np.int64), []
+        for slot in range(self.batch_size):
+            position = int(step) * self.batch_size + slot
+            pixels, labels[slot], ids[slot] = self._image(position, skipped)
+            rng = np.random.default_rng([self.seed, build.VIEWS, position])
+            images[slot] = view(pixels, self.size, rng)
+        return build.EvalBatch(images, labels, ids, np.array(skipped, np.int64))
+
+    def _image(self, position: int, skipped: list[int]) -> tuple[np.ndarray, int, int]:
+        """Pixels, label and record number of a position, or of what replaces it."""
+        index = int(self.order[position])
+        for attempt in range(build.ATTEMPTS):
+            try:
+                return *build.read(self.source, index, self.max_pixels), index
+            except (decode.DecodeError, OSError) as error:
+                last = f"{self.source.name(index)}: {error}"
+            skipped.append(index)
+            rng = np.random.default_rng(
+                [self.seed, build.SUBSTITUTES, position, attempt]
+            )
+            index = int(self.order[int(rng.integers(build.FAR))])
+        raise ValueError(
+            f"{build.ATTEMPTS} records in a row cannot be decoded, the last being "
+            f"{last}. Check that the source holds images and that they can be read."
+        )
+
+
+def view(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random resized crop, by chance mirrored.
+
+    Args:
+        image: [H W 3] uint8.
+        size: side of the result, pixels.
+        rng: source of the random choices.
+    Returns: [size size 3] uint8.
+    Source: torchvision's RandomResizedCrop (bicubic) and RandomHorizontalFlip, as the
+        reference trains linear classifiers.
+    """
+    box = augment.crop_box(rng, *image.shape[:2], SCALE, ASPECT)
+    out = augment.resized_crop(Image.fromarray(image), box, size)
+    return augment.flipped(out) if rng.random() < FLIP else out
+
+
+def train_batches(
+    source: Source,
+    *,
+    size: int,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 2,
+    max_pixels: int = decode.MAX_PIXELS,
+) -> Iterator[build.EvalBatch]:
+    """The batches of steps start..stop-1, each a pure function of (seed, step).
+
+    Args:
+        source: the images; each comes once in len(source) positions.
+        size: side of a view, pixels.
+        seed: >= 0.
+        batch_size: images of a step.
+        start, stop: steps, 0 <= start <= stop.
+        workers, threads, prefetch, max_pixels: as `pipeline.train_batches`.
+    Returns: an iterator of EvalBatch; close() it to end its threads and workers.
+    Raises: ValueError if sizes do not fit, and while iterating if 100 records in a row
+        cannot be decoded.
+    """
+    if len(source) < 1 or batch_size < 1 or size < 1:
+        raise ValueError(f"{len(source)} images, {batch_size=}, {size=}: all need 1.")
+    if seed < 0 or not 0 <= start <= stop:
+        raise ValueError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
+    builder = Builder(
+        source=source,
+        order=pipeline.order(source, seed),
+        size=size,
+        seed=seed,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+    )
+    steps = grain.MapDataset.range(start, stop).map(builder)
+    return pipeline.iterate(steps, workers, threads, prefetch)

@@ -153,7 +153,7 @@ def test_tasks_of_an_srun_find_the_first_of_their_nodes(nodes, first, monkeypatc
     assert processes._srun() == [f"{first}:61586", "3", "2"]
 
 
-@pytest.mark.parametrize("missing", STEP.keys() - {"SLURM_JOB_ID"})
+@pytest.mark.parametrize("missing", sorted(STEP.keys() - {"SLURM_JOB_ID"}))
 def test_a_batch_script_without_srun_is_one_process(missing, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "3")
     for key, value in STEP.items():

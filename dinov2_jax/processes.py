@@ -71,11 +71,11 @@ def leave(code: int, reason: str = "") -> int:
     After an error a process of several ends here: the orderly shutdown of JAX would
     wait for processes that wait for this one.
     """
+    sys.stdout.flush()
+    sys.stderr.flush()
     if _watch:
         _watch.pop().leave("" if code == 0 else reason or f"exit code {code}")
     if code and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     return code
 

@@ -20,6 +20,9 @@ GREETING = "dinov2-jax watch"
 SILENT = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that has gone silent is given up after 30 seconds."""
 
+GRACE = 1.0
+"""Seconds that process 0 stays for the others: JAX aborts them when it has gone."""
+
 LINE = (
     "dinov2-jax: process {index} of {number} {what}; process {own} stops. The same "
     "command on all hosts goes on from the newest checkpoint."
@@ -50,6 +53,8 @@ class Watch:
         """Tell the others that this process ends, well or for a reason."""
         self.leaving = True
         self._tell(f"{self.own} {'ended: ' + reason if reason else 'done'}")
+        if reason and self.own == 0:
+            time.sleep(GRACE)
 
     def _tell(self, said: str, without: int = -1) -> None:
         """Send a line to all that can still be reached."""
@@ -86,6 +91,8 @@ class Watch:
         line = LINE.format(index=index, number=self.number, what=what, own=self.own)
         # os._exit: the main thread may wait in a collective for ever.
         print(f"\n{line}", file=sys.stderr, flush=True)
+        if self.own == 0:
+            time.sleep(GRACE)
         os._exit(1)
 
 

@@ -140,10 +140,23 @@ def _accepted(listener: socket.socket, number: int, timeout: float) -> dict:
                 f"within {timeout:g} s: {missing[:16]}; see what they say."
             ) from error
         peer.settimeout(5)
-        said = peer.recv(64).decode(errors="replace").strip()
-        greeting, _, index = said.rpartition(" ")
+        greeting, _, index = _line(peer).rpartition(" ")
         if greeting == GREETING and index.isdigit():
             peers[int(index)] = peer
         else:
             peer.close()  # no process of ours
     return peers
+
+
+def _line(peer: socket.socket, most: int = 64) -> str:
+    """What a peer says first, and nothing of what it may have said after that."""
+    said = b""
+    while len(said) < most and not said.endswith(b"\n"):
+        try:
+            byte = peer.recv(1)
+        except OSError:
+            break
+        if not byte:
+            break
+        said += byte
+    return said.decode(errors="replace").strip()

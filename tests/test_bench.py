@@ -62,6 +62,7 @@ def test_steps_are_timed_and_told(tmp_path, capfd):
     assert 0 < result["first_loss"] < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "setting", "why"),
     [
@@ -162,6 +163,7 @@ def test_a_group_is_the_largest_part_of_the_batch(size, group):
     assert (config.train.batch_size, config.train.group_size) == (3 * size, group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_step_that_is_timed_is_the_one_that_is_counted(separate):
     config = tiny.config(head__separate=separate, model__drop_path=0.4)

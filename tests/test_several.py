@@ -73,6 +73,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_and_go_on_to_the_numbers_of_one(straight, tmp_path):
     workdir = tmp_path / "run"
     run = started(workdir, 2)

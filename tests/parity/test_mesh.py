@@ -77,6 +77,7 @@ def test_losses_and_gradients_do_not_depend_on_the_mesh(
         assert off <= max(1e-7, 2e-5 * np.abs(want).max()), f"{name}: {off}"
 
 
+@pytest.mark.slow
 def test_trajectories_on_two_rings_of_four_equal_the_reference(arrays, trajectory_file):
     run = trajectory.Golden(arrays, trajectory_file, mesh(2, 4))
     state = run.state("init")

@@ -36,6 +36,11 @@ def default() -> ConfigDict:
     c.data.threads = 2  # threads of a process, one batch each
     c.data.prefetch = 2  # batches kept ready by a process
     c.data.max_pixels = 89_478_485  # larger images are skipped undecoded
+    c.data.attempts = 3  # reads of a record before it counts as unreadable
+    # Where the crops are cut: host, device, or "": devices other than CPUs. The
+    # devices see an image of at most `canvas` pixels a side, larger ones shrunk.
+    c.data.augment_on = ""
+    c.data.canvas = 512
     c.data.max_skipped = 0.2  # share of a step's records; a run stops above it
 
     c.crops = ConfigDict()

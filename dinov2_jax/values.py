@@ -56,7 +56,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "1 to 2^31 - 1",
         lambda x: 1 <= x < 2**31,
         """
-        data.max_pixels crops.global_size crops.local_size crops.global_number
+        data.max_pixels data.attempts data.canvas crops.global_size crops.local_size crops.global_number
         head.prototypes head.hidden head.bottleneck head.layers patch_head.prototypes
         patch_head.hidden patch_head.bottleneck patch_head.layers
         loss.sinkhorn_iterations train.steps train.batch_size train.group_size

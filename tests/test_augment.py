@@ -8,80 +8,90 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import augment
+from dinov2_jax.data import augment, draws
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
-SMALL = augment.MultiCrop(global_size=32, local_size=16, local_number=3)
+SMALL = draws.MultiCrop(global_size=32, local_size=16, local_number=3)
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+def drawn(crop, seed=0, size=IMAGE.shape[:2]):
+    return crop.draws(crop.numbers(rng(seed)), *size)
+
+
+def views(crop, seed=0, image=IMAGE):
+    return augment.views(image, drawn(crop, seed, image.shape[:2]), crop)
+
+
 @pytest.mark.parametrize(("number", "local"), [(2, 8), (1, 0), (3, 2)])
 def test_views_have_the_asked_numbers_and_sizes(number, local):
     crop = dataclasses.replace(SMALL, global_number=number, local_number=local)
-    global_views, local_views = crop(IMAGE, rng())
+    global_views, local_views = views(crop)
     assert global_views.shape == (number, 32, 32, 3)
     assert local_views.shape == (local, 16, 16, 3)
     assert global_views.dtype == local_views.dtype == np.uint8
 
 
 def test_the_same_generator_state_gives_the_same_views():
-    first, again, other = (SMALL(IMAGE, rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (views(SMALL, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[0] != other[0]).any()
 
 
 def test_views_are_what_their_draws_say():
-    draws = SMALL.draws(rng(5), *IMAGE.shape[:2])
-    global_views, local_views = SMALL(IMAGE, rng(5))
+    global_views, local_views = views(SMALL, 5)
     picture = Image.fromarray(IMAGE)
-    for made, draw in zip((*global_views, *local_views), draws):
-        np.testing.assert_array_equal(augment.view(picture, draw, len(made), 128), made)
+    for made, *draw in zip((*global_views, *local_views), *drawn(SMALL, 5)):
+        expected = augment.view(picture, draws.Draws(*draw), len(made), 128)
+        np.testing.assert_array_equal(expected, made)
+
+
+def test_draws_of_many_images_are_those_of_each():
+    numbers = np.stack([SMALL.numbers(rng(seed)) for seed in range(6)])
+    sizes = np.random.default_rng(1).integers(1, 300, (2, 6))
+    together = SMALL.draws(numbers, *sizes)
+    for i, (height, width) in enumerate(sizes.T):
+        alone = SMALL.draws(numbers[i], height, width)
+        for many, one in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(many[i], one)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 999), (40, 40)])
 def test_boxes_lie_inside_images_of_any_shape(size):
     for seed in range(50):
-        for draw in SMALL.draws(rng(seed), *size):
-            top, left, height, width = draw.box
+        for top, left, height, width in drawn(SMALL, seed, size).box:
             assert min(top, left) >= 0 and min(height, width) >= 1
             assert top + height <= size[0] and left + width <= size[1]
-    views, _ = SMALL(np.zeros((*size, 3), np.uint8), rng())
-    assert not views[0].any() or size == (1, 1)
+    black, _ = views(SMALL, image=np.zeros((*size, 3), np.uint8))
+    assert not black[0].any() or size == (1, 1)
 
 
 def test_a_hopeless_aspect_falls_back_to_the_central_crop():
-    box = augment.crop_box(rng(), 10, 1000, (0.9, 1.0), (3 / 4, 4 / 3))
-    assert box == (0, 493, 10, 13)
-    box = augment.crop_box(rng(), 1000, 9, (0.9, 1.0), (3 / 4, 4 / 3))
-    assert box == (494, 0, 12, 9)
+    numbers, settings = rng().random((10, 4)), ((0.9, 1.0), (3 / 4, 4 / 3))
+    assert draws.boxes(numbers, 10, 1000, *settings).tolist() == [0, 493, 10, 13]
+    assert draws.boxes(numbers, 1000, 9, *settings).tolist() == [494, 0, 12, 9]
 
 
 def test_kinds_of_views_use_their_own_probabilities():
     crop = dataclasses.replace(
         SMALL, global_number=3, blur=(0.0, 1.0, 0.0), solarize=(1.0, 0.0, 1.0)
     )
-    draws = crop.draws(rng(), 60, 80)
-    assert [draw.sigma is not None for draw in draws] == [
-        False,
-        True,
-        True,
-        *[False] * 3,
-    ]
-    assert [draw.solarize for draw in draws] == [True, False, False, *[True] * 3]
+    made = drawn(crop)
+    assert (made.sigma > 0).tolist() == [False, True, True, *[False] * 3]
+    assert made.solarize.tolist() == [True, False, False, *[True] * 3]
 
 
 def test_without_any_chance_a_view_is_only_a_crop():
     crop = dataclasses.replace(
         SMALL, flip=0.0, jitter=0.0, gray=0.0, blur=(0.0,) * 3, solarize=(0.0,) * 3
     )
-    views, _ = crop(IMAGE, rng(2))
-    box = crop.draws(rng(2), 60, 80)[0].box
+    box = drawn(crop, 2).box[0]
     plain = augment.resized_crop(Image.fromarray(IMAGE), box, 32)
-    np.testing.assert_array_equal(views[0], plain)
+    np.testing.assert_array_equal(views(crop, 2)[0][0], plain)
 
 
 def test_neutral_factors_change_nothing():
@@ -125,4 +135,4 @@ def test_operations_agree_with_torchvision(monkeypatch):
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        augment.MultiCrop(**wrong)
+        draws.MultiCrop(**wrong)

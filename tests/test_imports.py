@@ -40,6 +40,7 @@ ROOMS = {
     "data": [],
     "viz": [],
     "sharding": ["tree"],
+    "cropping": ["data.batch", "data.draws"],
     "checkpoint": ["tree"],
     "flops": ["models"],
     "plan": [],
@@ -55,7 +56,14 @@ ROOMS = {
     "train.step": ["models.dino", "data.batch"],
 }
 
-LIGHT = ("models", "train.losses", "train.step", "train.optim", "train.schedules")
+LIGHT = (
+    "models",
+    "cropping",
+    "train.losses",
+    "train.step",
+    "train.optim",
+    "train.schedules",
+)
 ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "numpy", "dinov2_jax"}
 """What a bare accelerator image has."""
 
@@ -201,14 +209,14 @@ def test_what_needs_no_jax_waits_for_none(code):
 
 def test_the_data_room_starts_no_backend():
     code = """
-from dinov2_jax.data import augment, pipeline, sources
+from dinov2_jax.data import draws, pipeline, sources
 batches = pipeline.train_batches(
     sources.open_source("demo:val"),
-    multicrop=augment.MultiCrop(global_size=16, local_size=8),
+    multicrop=draws.MultiCrop(global_size=16, local_size=8),
     patch_size=4, mask_probability=0.5, mask_ratio=(0.1, 0.5), seed=0,
     batch_size=2, group_size=2, start=0, stop=1,
 )
-batch, _ = next(batches)
+batch = next(batches).batch
 assert batch.global_crops.shape == (2, 2, 16, 16, 3)
 batches.close()
 """

@@ -131,11 +131,11 @@ def test_another_number_of_devices_goes_on_with_the_same_data_and_losses(
 def test_workers_end_with_a_parent_that_is_killed(images):
     code = f"""
 import multiprocessing, time
-from dinov2_jax.data import augment, pipeline, sources
+from dinov2_jax.data import draws, pipeline, sources
 if __name__ == "__main__":
     batches = pipeline.train_batches(
         sources.open_source("folder:{images}"),
-        multicrop=augment.MultiCrop(global_size=16, local_size=8),
+        multicrop=draws.MultiCrop(global_size=16, local_size=8),
         patch_size=4, mask_probability=0.5, mask_ratio=(0.1, 0.5), seed=0,
         batch_size=2, group_size=2, start=0, stop=1000, workers=2,
     )

@@ -13,10 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import augment, batch, build, demo, folder, pipeline, sources
+from dinov2_jax import cropping
+from dinov2_jax.data import (
+    batch,
+    build,
+    demo,
+    draws,
+    folder,
+    pipeline,
+    sources,
+)
 from dinov2_jax.data.record import Record
 
-CROP = augment.MultiCrop(global_size=32, local_size=16, local_number=2)
+CROP = draws.MultiCrop(global_size=32, local_size=16, local_number=2)
 SETTINGS = {
     "multicrop": CROP,
     "patch_size": 8,
@@ -51,7 +60,7 @@ class Numbered:
 
 
 def batches(source=None, **settings):
-    """All (Batch, skipped) of the demo, or of another source."""
+    """All that is built of the demo, or of another source."""
     source = demo.Demo("train") if source is None else source
     made = pipeline.train_batches(source, **(SETTINGS | settings))
     with contextlib.closing(made) as steps:
@@ -62,7 +71,7 @@ def numbers(source, **settings):
     """[steps B] the records that were used, read off the plain pixels of crops."""
     plain = dataclasses.replace(CROP, jitter=0, gray=0, solarize=(0, 0, 0))
     made = batches(source, multicrop=plain, **settings)
-    return np.array([step.global_crops[:, 0, 0, 0, 0] for step, _ in made])
+    return np.array([step.global_crops[:, 0, 0, 0, 0] for step, *_ in made])
 
 
 def same(a, b):
@@ -76,7 +85,7 @@ def straight():
 
 
 def test_a_batch_has_the_documented_shapes(straight):
-    made, skipped = straight[0]
+    made, skipped, retries = straight[0]
     capacity = made.mask_indices.shape[1]
     shapes = {f.name: getattr(made, f.name).shape for f in dataclasses.fields(made)}
     assert shapes == {
@@ -88,7 +97,7 @@ def test_a_batch_has_the_documented_shapes(straight):
     }
     assert made.global_crops.dtype == made.local_crops.dtype == np.uint8
     assert made.masks.sum() == (made.mask_weights > 0).sum() > 0
-    assert skipped.dtype == np.int64 and not len(skipped)
+    assert skipped.dtype == np.int64 and not len(skipped) and not retries
 
 
 def test_starting_later_equals_skipping(straight):
@@ -103,7 +112,7 @@ def test_steps_and_seeds_differ(straight):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_build_the_parts_of_the_same_batch(straight, processes):
     parts = [batches(process=i, processes=processes) for i in range(processes)]
-    for step, (expected, _) in enumerate(straight):
+    for step, (expected, *_) in enumerate(straight):
         joined = jax.tree.map(
             lambda *x: np.concatenate(x), *(p[step][0] for p in parts)
         )
@@ -150,7 +159,7 @@ def test_a_mixture_follows_its_weights_and_epochs():
 
 def test_the_same_image_is_cropped_anew_each_epoch():
     made = batches(sources.Subset(demo.Demo("train"), [7]), stop=2)
-    crops = np.concatenate([step.global_crops for step, _ in made]).reshape(-1, 3072)
+    crops = np.concatenate([step.global_crops for step, *_ in made]).reshape(-1, 3072)
     assert len(np.unique(crops, axis=0)) == len(crops)
 
 
@@ -159,7 +168,7 @@ def test_broken_records_are_replaced_and_reported():
     used = numbers(source, batch_size=4, stop=5).reshape(-1)
     assert not set(used) & {4, 11}
     made = batches(source, batch_size=4, stop=5)
-    assert sorted(set(np.concatenate([skipped for _, skipped in made]))) == [4, 11]
+    assert sorted(set(np.concatenate([step.skipped for step in made]))) == [4, 11]
     # The other slots show what they would have shown anyway.
     intact = numbers(Numbered(20), batch_size=4, stop=5).reshape(-1)
     kept = ~np.isin(intact, [4, 11])
@@ -184,10 +193,10 @@ def test_broken_files_of_a_folder_are_replaced_and_named(tmp_path):
     (tmp_path / "gone.jpg").unlink()
     for opened, bad in [(source, 3), (source_with_gone, 4)]:
         made = batches(opened, stop=3)
-        skipped = set(np.concatenate([ids for _, ids in made]))
+        skipped = set(np.concatenate([step.skipped for step in made]))
         names = {opened.name(i).rsplit("/")[-1] for i in skipped}
         assert len(names) == bad and "a.jpg" not in names
-        assert all(step.global_crops.std((1, 2, 3, 4)).min() > 1 for step, _ in made)
+        assert all(step.global_crops.std((1, 2, 3, 4)).min() > 1 for step, *_ in made)
         pipeline.require_decodable(opened)
 
 
@@ -206,15 +215,38 @@ def test_errors_of_worker_processes_reach_the_caller():
 
 
 def test_without_a_mask_probability_every_patch_is_a_target():
-    made, _ = batches(mask_probability=None, stop=1)[0]
+    made = batches(mask_probability=None, stop=1)[0].batch
     assert not made.masks.any()
     assert made.mask_indices.shape == (4, 2 * 2 * 16)
     np.testing.assert_allclose(made.mask_weights, 1 / 16)
 
 
 def test_no_local_crops_give_an_empty_array():
-    made, _ = batches(multicrop=dataclasses.replace(CROP, local_number=0), stop=1)[0]
+    none = dataclasses.replace(CROP, local_number=0)
+    made = batches(multicrop=none, stop=1)[0].batch
     assert made.local_crops.shape == (8, 0, 16, 16, 3)
+
+
+def test_canvases_hold_what_the_host_would_have_cut(straight):
+    made = batches(canvas=96)
+    for step, expected in zip(made, straight, strict=True):
+        got = cropping.views(step.batch.images, step.batch.draws, CROP)
+        built = step.batch.cropped(*got)
+        assert same(built.masks, expected.batch.masks)
+        for name in ("global_crops", "local_crops"):
+            error = np.abs(
+                np.asarray(getattr(built, name), int) - getattr(expected.batch, name)
+            )
+            # test_device holds single operations; this the pairing of draws and images.
+            assert error.mean() < 0.2
+
+
+def test_an_image_larger_than_the_canvas_is_shrunk_onto_it():
+    made = batches(Numbered(9), canvas=32, batch_size=2, stop=1)[0].batch
+    assert made.images.shape == (2, 32, 32, 3)
+    assert (made.images == made.images[:, :1, :1, :1]).all()
+    boxes = made.draws.box
+    assert (boxes[..., :2] + boxes[..., 2:] <= 32).all() and boxes.max() > 16
 
 
 @pytest.mark.parametrize(
@@ -320,9 +352,9 @@ def test_a_closed_iterator_ends():
 
 def test_an_iterator_left_open_ends_quietly_with_python():
     program = """
-from dinov2_jax.data import augment, demo, pipeline
+from dinov2_jax.data import demo, draws, pipeline
 steps = pipeline.train_batches(
-    demo.Demo("train"), multicrop=augment.MultiCrop(global_size=32, local_size=16),
+    demo.Demo("train"), multicrop=draws.MultiCrop(global_size=32, local_size=16),
     patch_size=8, mask_probability=0.5, mask_ratio=(0.1, 0.5), seed=0, batch_size=2,
     group_size=2, start=0, stop=10**6)
 next(steps)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dinov2_jax import flags, sharding
-from dinov2_jax.data import augment
+from dinov2_jax import cropping, flags, sharding
+from dinov2_jax.data import draws
 from dinov2_jax.models import dino, heads, vit
 from dinov2_jax.train import optim, schedules, step
 from dinov2_jax.train.state import TrainState
@@ -159,9 +159,27 @@ def update(recipe: step.Recipe, state: TrainState, mesh: Mesh) -> Callable:
     )
 
 
-def multicrop(config: ConfigDict) -> augment.MultiCrop:
+def multicrop(config: ConfigDict) -> draws.MultiCrop:
     """The augmentation."""
-    return augment.MultiCrop(**config.crops.to_dict(), **config.augment.to_dict())
+    return draws.MultiCrop(**config.crops.to_dict(), **config.augment.to_dict())
+
+
+def canvas(config: ConfigDict) -> int | None:
+    """Side of the squares on which images go to the devices; None to cut here."""
+    where = config.data.augment_on
+    if not where:
+        where = "host" if jax.default_backend() == "cpu" else "device"
+    return config.data.canvas if where == "device" else None
+
+
+def cutter(config: ConfigDict, mesh: Mesh) -> Callable:
+    """What cuts the crops on the devices, each for its own images.
+
+    Returns: jitted (images, draws) -> (global crops, local crops), as cropping.views.
+    """
+    cut = functools.partial(cropping.views, multicrop=multicrop(config))
+    rows = sharding.BATCH
+    return jax.jit(jax.shard_map(cut, mesh=mesh, in_specs=rows, out_specs=rows))
 
 
 def initial_params(config: ConfigDict, built: dino.DINO, key: jax.Array) -> dict:
@@ -228,6 +246,17 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
         raise ValueError(
             f"crops.global_number={c.global_number} and crops.local_number="
             f"{c.local_number} make no pair of views; use 2 views or more."
+        )
+    where = config.data.augment_on
+    if where not in ("", "host", "device"):
+        raise ValueError(
+            f"data.augment_on={where!r}; choose host, device, or leave it empty for "
+            "whichever suits the backend."
+        )
+    if canvas(config) and config.data.canvas < c.global_size:
+        raise ValueError(
+            f"data.canvas={config.data.canvas} is smaller than crops.global_size="
+            f"{c.global_size}: crops would be enlarged from shrunk images; raise it."
         )
     targets = config.loss.targets
     if targets not in step.TARGETS:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dinov2_jax import sharding
 from dinov2_jax.cli import assemble, workdir
 from dinov2_jax.data import pipeline
+from dinov2_jax.data.batch import Batch
 from dinov2_jax.data.record import Source
 from dinov2_jax.viz import crops
 
@@ -23,8 +24,11 @@ def batches(
     folder: pathlib.Path,
     source: Source,
     start: int,
-) -> Iterator[tuple[Any, int]]:
-    """Batches on the devices, and how many records were skipped in each.
+) -> Iterator[tuple[Any, int, int]]:
+    """Batches on the devices, records skipped in each, and reads tried again.
+
+    Where the devices cut the crops, that is dispatched right behind the transfer: both
+    run while the step before is at work.
 
     Of the first batch of a new run a picture is left in the workdir.
 
@@ -40,6 +44,8 @@ def batches(
     """
     d, t = config.data, config.train
     skipped = workdir.SkippedRecords(folder, source)
+    canvas = assemble.canvas(config)
+    cut = None if canvas is None else assemble.cutter(config, mesh)
     made = pipeline.train_batches(
         source,
         multicrop=assemble.multicrop(config),
@@ -57,24 +63,26 @@ def batches(
         threads=d.threads,
         prefetch=d.prefetch,
         max_pixels=d.max_pixels,
+        attempts=d.attempts,
+        canvas=canvas,
     )
-    for step, (batch, ids) in enumerate(made, start):
-        lost = skipped.add(ids)
+    for step, built in enumerate(made, start):
+        lost = skipped.add(built.skipped)
         if lost > d.max_skipped * t.batch_size:
             raise ValueError(
                 f"{lost} of {t.batch_size} records of a step cannot be decoded, more "
                 f"than data.max_skipped={d.max_skipped}; see {skipped.path}."
             )
+        batch = sharding.put(built.batch, mesh)
+        if cut is not None:
+            batch = batch.cropped(*cut(batch.images, batch.draws))
         if step == 0 and jax.process_index() == 0:
             workdir.save_picture(folder, "crops", _picture(batch, patch_size))
-        yield sharding.put(batch, mesh), lost
+        yield batch, lost, built.retries
 
 
-def _picture(batch: Any, patch_size: int, most: int = 6) -> np.ndarray:
-    """[H W 3] uint8: the crops and masks of a batch's first images."""
-    return crops.crops_picture(
-        np.asarray(batch.global_crops[:most]),
-        np.asarray(batch.local_crops[:most]),
-        np.asarray(batch.masks[:most]),
-        patch_size,
-    )
+def _picture(batch: Batch, patch_size: int, most: int = 6) -> np.ndarray:
+    """[H W 3] uint8: the crops and masks of the first images on the first device."""
+    seen = (batch.global_crops, batch.local_crops, batch.masks)
+    first = (np.asarray(x.addressable_shards[0].data[:most]) for x in seen)
+    return crops.crops_picture(*first, patch_size)

@@ -4,6 +4,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from dinov2_jax.data.draws import Draws
+
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, of values in 0..1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -22,6 +24,22 @@ class Batch:
     masks: jax.Array  # [B U N] bool, True where the student sees the mask token
     mask_indices: jax.Array  # [G M] int32, into a group's (image, view, patch); pad 0
     mask_weights: jax.Array  # [G M] float32, 1 / masked patches of its crop; pad 0
+
+
+@flax.struct.dataclass
+class Uncropped:
+    """What the devices cut the crops of a Batch from."""
+
+    images: jax.Array  # [B C C 3] uint8, each in the upper left corner; 0 beyond
+    draws: Draws  # [B V ...] for the true sizes of the images
+    masks: jax.Array  # this and the next as in Batch
+    mask_indices: jax.Array
+    mask_weights: jax.Array
+
+    def cropped(self, global_crops: jax.Array, local_crops: jax.Array) -> Batch:
+        """The Batch of crops that were cut from it."""
+        masks = (self.masks, self.mask_indices, self.mask_weights)
+        return Batch(global_crops, local_crops, *masks)
 
 
 def normalize(images: jax.Array) -> jax.Array:

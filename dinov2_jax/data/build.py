@@ -7,8 +7,9 @@ import grain
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import augment, batch, decode, masks
-from dinov2_jax.data.record import Source
+from dinov2_jax.data import augment, batch, decode, draws, masks
+from dinov2_jax.data.reading import Reader
+from dinov2_jax.data.record import Record, Source
 
 # What each kind of random number is for; part of its seed.
 ORDER, VIEWS, MASKS, SUBSTITUTES = range(4)
@@ -25,13 +26,22 @@ class EvalBatch(NamedTuple):
     skipped: np.ndarray  # [s] int64 record numbers that could not be decoded
 
 
+class Built(NamedTuple):
+    """A training batch and what it cost to read."""
+
+    batch: batch.Batch | batch.Uncropped
+    skipped: np.ndarray  # [s] int64 numbers of records that were replaced
+    retries: int  # reads that were tried again
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainBuilder:
     """Builds this process's part of the training batch of a step."""
 
-    source: Source
+    reader: Reader
     order: grain.MapDataset
-    multicrop: augment.MultiCrop
+    multicrop: draws.MultiCrop
+    canvas: int | None
     side: int
     max_block: int
     mask_probability: float | None
@@ -42,36 +52,41 @@ class TrainBuilder:
     group_size: int
     first: int
     local: int
-    max_pixels: int
 
-    def __call__(self, step: int) -> tuple[batch.Batch, np.ndarray]:
-        skipped, views = [], []
-        for slot in range(self.first, self.first + self.local):
-            position = int(step) * self.batch_size + slot
-            image = self._image(position, skipped)
-            rng = np.random.default_rng([self.seed, VIEWS, position])
-            views.append(self.multicrop(image, rng))
-        global_crops, local_crops = map(np.stack, zip(*views))
-        packed = self._masks(int(step))
-        built = batch.Batch(global_crops, local_crops, *packed)
-        return built, np.array(skipped, np.int64)
+    def __call__(self, step: int) -> Built:
+        start = int(step) * self.batch_size + self.first
+        positions = range(start, start + self.local)
+        reading = Reading(self.reader, self.order, self.seed, self.canvas)
+        made = self._views if self.canvas is None else self._canvases
+        masks = self._masks(int(step))
+        return Built(made(reading, positions, masks), *reading.counts())
 
-    def _image(self, position: int, skipped: list[int]) -> np.ndarray:
-        """The image of a position, or of the first substitute that decodes."""
-        index = int(self.order[position])
-        for attempt in range(ATTEMPTS):
-            try:
-                return read(self.source, index, self.max_pixels)[0]
-            except (decode.DecodeError, OSError) as error:
-                last = f"{self.source.name(index)}: {error}"
-            skipped.append(index)
-            # Drawn from the order, not from all records: a Mixture keeps its weights.
-            rng = np.random.default_rng([self.seed, SUBSTITUTES, position, attempt])
-            index = int(self.order[int(rng.integers(FAR))])
-        raise ValueError(
-            f"{ATTEMPTS} records in a row cannot be decoded, the last being {last}. "
-            "Check that the source holds images and that its files can be read."
-        )
+    def _views(self, reading: "Reading", positions: range, masks) -> batch.Batch:
+        """Crops, cut here image by image: large images never stand side by side."""
+        views = []
+        for position in positions:
+            image = reading.image(position)[0]
+            numbers = self.multicrop.numbers(self._rng(position))
+            made = self.multicrop.draws(numbers, *image.shape[:2])
+            views.append(augment.views(image, made, self.multicrop))
+        return batch.Batch(*map(np.stack, zip(*views)), *masks)
+
+    def _canvases(self, reading: "Reading", positions: range, masks) -> batch.Uncropped:
+        """Images as they are, and what the devices shall cut from them."""
+        images = np.empty((self.local, self.canvas, self.canvas, 3), np.uint8)
+        sizes, numbers = np.empty((2, self.local), int), []
+        for slot, position in enumerate(positions):
+            image = reading.image(position)[0]
+            height, width = sizes[:, slot] = image.shape[:2]
+            images[slot, :height, :width] = image
+            images[slot, height:] = images[slot, :height, width:] = 0
+            numbers.append(self.multicrop.numbers(self._rng(position)))
+        made = self.multicrop.draws(np.stack(numbers), *sizes)
+        return batch.Uncropped(images, made, *masks)
+
+    def _rng(self, position: int) -> np.random.Generator:
+        """The chance of a position."""
+        return np.random.default_rng([self.seed, VIEWS, position])
 
     def _masks(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Batch.masks, mask_indices and mask_weights of a step."""
@@ -91,6 +106,54 @@ class TrainBuilder:
                 max_patches=self.max_block,
             ).reshape(rows, patches)
         return batch.pack_masks(drawn, views, self.capacity)
+
+
+@dataclasses.dataclass
+class Reading:
+    """Images by position; a record that cannot be read is replaced by another.
+
+    Fields: `order` gives the record of a position; `longest` as decode.decode;
+    `skipped` and `retries` count what happened so far.
+    """
+
+    reader: Reader
+    order: grain.MapDataset
+    seed: int
+    longest: int | None = None
+    skipped: list[int] = dataclasses.field(default_factory=list)
+    retries: int = 0
+
+    def image(self, position: int) -> tuple[np.ndarray, int, int]:
+        """Pixels, label and number of a position's record, or of its substitute.
+
+        Raises: ValueError if ATTEMPTS records in a row cannot be decoded.
+        """
+        index = int(self.order[position])
+        for attempt in range(ATTEMPTS):
+            try:
+                record, retries = self.reader.record(index)
+                self.retries += retries
+                return self._decoded(record), record.label, index
+            except (decode.DecodeError, OSError) as error:
+                last = f"{self.reader.source.name(index)}: {error}"
+                self.retries += getattr(error, "retries", 0)
+            self.skipped.append(index)
+            # Drawn from the order, not from all records: a Mixture keeps its weights.
+            rng = np.random.default_rng([self.seed, SUBSTITUTES, position, attempt])
+            index = int(self.order[int(rng.integers(FAR))])
+        raise ValueError(
+            f"{ATTEMPTS} records in a row cannot be decoded, the last being {last}. "
+            "Check that the source holds images and that its files can be read."
+        )
+
+    def _decoded(self, record: Record) -> np.ndarray:
+        """[H W 3] uint8."""
+        limit = self.reader.max_pixels
+        return decode.decode(record.image, max_pixels=limit, longest=self.longest)
+
+    def counts(self) -> tuple[np.ndarray, int]:
+        """[s] int64 numbers of the records skipped; reads that were repeated."""
+        return np.array(self.skipped, np.int64), self.retries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

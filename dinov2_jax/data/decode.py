@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +18,12 @@ class DecodeError(ValueError):
     """An image that cannot be decoded, or that is larger than allowed."""
 
 
-def decode(data: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    data: bytes | np.ndarray,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    longest: int | None = None,
+) -> np.ndarray:
     """The pixels of an encoded image.
 
     Args:
@@ -25,19 +31,41 @@ def decode(data: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndar
             [H W 3] uint8, which passes through.
         max_pixels: most H*W that the header may declare, checked before any
             allocation. Pillow's own limit of 178,956,970 holds besides.
+        longest: an image whose longer side is larger is shrunk to it; None shrinks
+            none. A JPEG is then decoded at the next larger eighth of its size.
     Returns: [H W 3] uint8 RGB. Alpha is dropped and EXIF rotation ignored, as by the
         reference's Image.open(...).convert("RGB").
     Raises: DecodeError if data is no whole image, or too large a one.
     Differs: 16-bit gray is scaled to 8 bits; Pillow clips it, which leaves white.
     """
     if isinstance(data, np.ndarray):
-        return _checked(data, max_pixels)
-    image = _by_simplejpeg(data, max_pixels)
-    return _by_pillow(data, max_pixels) if image is None else image
+        return _shrunk(_checked(data, max_pixels), longest)
+    image = _by_simplejpeg(data, max_pixels, longest)
+    if image is None:
+        image = _by_pillow(data, max_pixels)
+    return _shrunk(image, longest)
 
 
-def _by_simplejpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """[H W 3] uint8 of a sound YCbCr or gray JPEG, else None.
+def fitted(height: int, width: int, longest: int | None) -> tuple[int, int]:
+    """Height and width, at most `longest` and at least 1, of one aspect."""
+    side = max(height, width)
+    if longest is None or side <= longest:
+        return height, width
+    return tuple(max(1, round(x * longest / side)) for x in (height, width))
+
+
+def _shrunk(image: np.ndarray, longest: int | None) -> np.ndarray:
+    """[H W 3] uint8: the image in its `fitted` size, by the mean over areas."""
+    size = fitted(*image.shape[:2], longest)
+    if size == image.shape[:2]:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _by_simplejpeg(
+    data: bytes, max_pixels: int, longest: int | None
+) -> np.ndarray | None:
+    """[H W 3] uint8 of a sound YCbCr or gray JPEG, not yet all shrunk, else None.
 
     Bit for bit what Pillow decodes, in less than half of the time.
     """
@@ -49,7 +77,12 @@ def _by_simplejpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     if space not in ("YCbCr", "Gray"):
         return None
     try:
-        return simplejpeg.decode_jpeg(data, "RGB")
+        size = fitted(height, width, longest)
+        if size == (height, width):
+            return simplejpeg.decode_jpeg(data, "RGB")
+        return simplejpeg.decode_jpeg(
+            data, "RGB", min_height=size[0], min_width=size[1]
+        )
     except ValueError:
         return None  # damaged: Pillow decides how badly
 

@@ -7,7 +7,8 @@ import grain
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import augment, build, decode, pipeline
+from dinov2_jax.data import augment, build, decode, draws, pipeline
+from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 
 SCALE, ASPECT, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5
@@ -17,41 +18,23 @@ SCALE, ASPECT, FLIP = (0.08, 1.0), (3 / 4, 4 / 3), 0.5
 class Builder:
     """Builds the batch of a step."""
 
-    source: Source
+    reader: Reader
     order: grain.MapDataset
     size: int
     seed: int
     batch_size: int
-    max_pixels: int
 
     def __call__(self, step: int) -> build.EvalBatch:
         images = np.empty((self.batch_size, self.size, self.size, 3), np.uint8)
         labels = np.empty(self.batch_size, np.int32)
-        ids, skipped = np.empty(self.batch_size, np.int64), []
+        ids = np.empty(self.batch_size, np.int64)
+        reading = build.Reading(self.reader, self.order, self.seed)
         for slot in range(self.batch_size):
             position = int(step) * self.batch_size + slot
-            pixels, labels[slot], ids[slot] = self._image(position, skipped)
+            pixels, labels[slot], ids[slot] = reading.image(position)
             rng = np.random.default_rng([self.seed, build.VIEWS, position])
             images[slot] = view(pixels, self.size, rng)
-        return build.EvalBatch(images, labels, ids, np.array(skipped, np.int64))
-
-    def _image(self, position: int, skipped: list[int]) -> tuple[np.ndarray, int, int]:
-        """Pixels, label and record number of a position, or of what replaces it."""
-        index = int(self.order[position])
-        for attempt in range(build.ATTEMPTS):
-            try:
-                return *build.read(self.source, index, self.max_pixels), index
-            except (decode.DecodeError, OSError) as error:
-                last = f"{self.source.name(index)}: {error}"
-            skipped.append(index)
-            rng = np.random.default_rng(
-                [self.seed, build.SUBSTITUTES, position, attempt]
-            )
-            index = int(self.order[int(rng.integers(build.FAR))])
-        raise ValueError(
-            f"{build.ATTEMPTS} records in a row cannot be decoded, the last being "
-            f"{last}. Check that the source holds images and that they can be read."
-        )
+        return build.EvalBatch(images, labels, ids, reading.counts()[0])
 
 
 def view(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -65,7 +48,8 @@ def view(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     Source: torchvision's RandomResizedCrop (bicubic) and RandomHorizontalFlip, as the
         reference trains linear classifiers.
     """
-    box = augment.crop_box(rng, *image.shape[:2], SCALE, ASPECT)
+    numbers = rng.random((draws.CROP_ATTEMPTS, 4))
+    box = draws.boxes(numbers, *image.shape[:2], SCALE, ASPECT)
     out = augment.resized_crop(Image.fromarray(image), box, size)
     return augment.flipped(out) if rng.random() < FLIP else out
 
@@ -101,12 +85,11 @@ def train_batches(
     if seed < 0 or not 0 <= start <= stop:
         raise ValueError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
     builder = Builder(
-        source=source,
+        reader=Reader(source, max_pixels),
         order=pipeline.order(source, seed),
         size=size,
         seed=seed,
         batch_size=batch_size,
-        max_pixels=max_pixels,
     )
     steps = grain.MapDataset.range(start, stop).map(builder)
     return pipeline.iterate(steps, workers, threads, prefetch)

@@ -16,7 +16,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from dinov2_jax.data import augment, batch, build, decode, masks, sources
+from dinov2_jax.data import build, decode, draws, masks, sources
+from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 
 _OPEN = weakref.WeakSet()  # iterators that were handed out
@@ -25,7 +26,7 @@ _OPEN = weakref.WeakSet()  # iterators that were handed out
 def train_batches(
     source: Source,
     *,
-    multicrop: augment.MultiCrop,
+    multicrop: draws.MultiCrop,
     patch_size: int,
     mask_probability: float | None,
     mask_ratio: tuple[float, float],
@@ -40,7 +41,9 @@ def train_batches(
     threads: int = 2,
     prefetch: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
-) -> Iterator[tuple[batch.Batch, np.ndarray]]:
+    attempts: int = 3,
+    canvas: int | None = None,
+) -> Iterator[build.Built]:
     """This process's part of the batches of steps start..stop-1.
 
     Each image of a source comes exactly once in len(source) positions, in another
@@ -64,8 +67,12 @@ def train_batches(
         threads: threads a process or worker, each for one batch.
         prefetch: batches that a process or worker keeps ready.
         max_pixels: largest image that is decoded.
-    Returns: an iterator of (Batch of NumPy arrays, [s] int64 record numbers that were
-        replaced); close() it to end its threads and workers.
+        attempts: reads of a record, with growing pauses, before it is replaced.
+        canvas: None cuts the crops here; else no crop is cut, but each image, shrunk
+            to this side if it is larger, lies in a corner of a square of so many
+            pixels, with the draws by which `cropping.views` cuts it.
+    Returns: an iterator of build.Built, whose arrays are NumPy's; close() it to end
+        its threads and workers.
     Raises: ValueError at once if sizes do not fit together, and while iterating if
         100 records in a row cannot be decoded.
     """
@@ -89,9 +96,10 @@ def train_batches(
     if mask_probability is not None:
         capacity = masks.upper_bound(rows, side * side, mask_probability, mask_ratio)
     builder = build.TrainBuilder(
-        source=source,
+        reader=Reader(source, max_pixels, attempts),
         order=order(source, seed),
         multicrop=multicrop,
+        canvas=canvas,
         side=side,
         max_block=masks.max_block(multicrop.global_size, patch_size),
         mask_probability=mask_probability,
@@ -102,7 +110,6 @@ def train_batches(
         group_size=group_size,
         first=process * local,
         local=local,
-        max_pixels=max_pixels,
     )
     steps = grain.MapDataset.range(start, stop).map(builder)
     return iterate(steps, workers, threads, prefetch)

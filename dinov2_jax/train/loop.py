@@ -72,12 +72,17 @@ class Tally:
     """What happened since the last line of the history; checkpoints keep it."""
 
     skipped: int = 0  # records that were replaced
+    retries: int = 0  # reads that were tried again
     rejected: int = 0  # steps that were not applied
 
     def read(self) -> Metrics:
         """The counts as metrics, and a new start."""
-        found = {"data/skipped": self.skipped, "health/rejected": self.rejected}
-        self.skipped = self.rejected = 0
+        found = {
+            "data/skipped": self.skipped,
+            "data/retries": self.retries,
+            "health/rejected": self.rejected,
+        }
+        self.skipped = self.retries = self.rejected = 0
         return found
 
 
@@ -163,7 +168,7 @@ def run(
     state: Any,
     *,
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
-    batches: Iterator[tuple[Any, int]],
+    batches: Iterator[tuple[Any, int, int]],
     start: int,
     stop: int,
     images: int,
@@ -184,7 +189,8 @@ def run(
     Args:
         state: before step `start`.
         step: jitted; (state, batch) -> (state, scalars). The old state is given up.
-        batches: (batch on the devices, records skipped in it), from step `start`.
+        batches: (batch on the devices, records skipped in it, reads tried again),
+            from step `start`.
         start, stop: updates done, and to be done in all.
         images: a step over all devices, for images/s.
         history: where metrics go.
@@ -208,9 +214,10 @@ def run(
     meter = Meter()
     for done in range(start + 1, stop + 1):
         before = time.monotonic()
-        batch, lost = next(batches)
+        batch, skipped, retries = next(batches)
         meter.waited += time.monotonic() - before
-        tally.skipped += lost
+        tally.skipped += skipped
+        tally.retries += retries
         state, terms = step(state, batch)
         meter.steps += 1
         guard.add(state, done, terms, batch)

@@ -3,11 +3,13 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import augment, batch, masks
+from dinov2_jax import cropping
+from dinov2_jax.data import augment, batch, draws, masks
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def stats(golden):
 def recorded_crop(stats):
     """The augmentation with the sizes and scales of the recorded statistics."""
     meta = stats["meta"]
-    return augment.MultiCrop(
+    return draws.MultiCrop(
         global_size=meta["global_size"],
         local_size=meta["local_size"],
         local_number=meta["n_local"],
@@ -97,25 +99,32 @@ def recorded_crop(stats):
     )
 
 
-def views(stats, everything, kind):
-    """Of a list of all views' values, those of one recorded kind of view."""
+def views(stats, values, kind):
+    """Of values [images V ...], those of one recorded kind of view, in one row."""
     start = {"global_1": 0, "global_2": 1, "local": 2}[kind]
     end = 2 + stats["meta"]["n_local"] if kind == "local" else start + 1
-    return [value for run in everything for value in run[start:end]]
+    return np.concatenate(values[:, start:end])
+
+
+def choices(stats, number, seed):
+    """The draws of so many images of the recorded size."""
+    crop, rng = recorded_crop(stats), np.random.default_rng(seed)
+    numbers = np.stack([crop.numbers(rng) for _ in range(number)])
+    height, width = stats["meta"]["image_hw"]
+    return crop.draws(numbers, np.full(number, height), np.full(number, width))
 
 
 @pytest.fixture(scope="module")
-def draws(stats):
-    crop, rng = recorded_crop(stats), np.random.default_rng(0)
-    return [crop.draws(rng, *stats["meta"]["image_hw"]) for _ in range(2000)]
+def drawn_views(stats):
+    return choices(stats, 2000, seed=0)
 
 
 @pytest.mark.parametrize("kind", ["global_1", "global_2", "local"])
-def test_random_choices_have_the_reference_distributions(stats, draws, kind):
-    expected, own = stats[kind], views(stats, draws, kind)
+def test_random_choices_have_the_reference_distributions(stats, drawn_views, kind):
+    expected = stats[kind]
+    own = draws.Draws(*(views(stats, field, kind) for field in drawn_views))
     height, width = stats["meta"]["image_hw"]
-    boxes = np.array([draw.box for draw in own], float)
-    top, left, h, w = boxes.T
+    top, left, h, w = own.box.T.astype(float)
     within(h * w / (height * width), expected["area_fraction"])
     within(w / h, expected["aspect"])
     within(np.log(w / h), expected["log_aspect"])
@@ -125,23 +134,22 @@ def test_random_choices_have_the_reference_distributions(stats, draws, kind):
     spread = expected["area_fraction"]["std"]
     assert (h * w / (height * width)).std() == pytest.approx(spread, rel=0.05)
     frequency = {
-        "hflip": [draw.flip for draw in own],
-        "jitter": [bool(draw.order) for draw in own],
-        "grayscale": [draw.gray for draw in own],
-        "blur": [draw.sigma is not None for draw in own],
-        "solarize": [draw.solarize for draw in own],
+        "hflip": own.flip,
+        "jitter": own.jitter,
+        "grayscale": own.gray,
+        "blur": own.sigma > 0,
+        "solarize": own.solarize,
     }
     for name, happened in frequency.items():
         p = expected["frequency"][name]
         std = math.sqrt(p * (1 - p))
         within(happened, {"n": expected["n_views"], "mean": p, "std": std})
     if expected["blur_sigma"]:
-        within([d.sigma for d in own if d.sigma is not None], expected["blur_sigma"])
+        within(own.sigma[own.sigma > 0], expected["blur_sigma"])
 
 
-def test_jitter_factors_and_orders_are_uniform(draws):
-    jittered = [draw for run in draws for draw in run if draw.order]
-    factors = np.array([draw.factors for draw in jittered])
+def test_jitter_factors_and_orders_are_uniform(drawn_views):
+    factors = drawn_views.factors[drawn_views.jitter]
     n = len(factors)
     for column, (low, high) in zip(
         factors.T, [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)]
@@ -150,25 +158,42 @@ def test_jitter_factors_and_orders_are_uniform(draws):
         # Five standard errors of the mean of n uniform numbers.
         error = (high - low) / math.sqrt(12 * n)
         assert abs(column.mean() - (low + high) / 2) < 5 * error
-    _, counts = np.unique([draw.order for draw in jittered], axis=0, return_counts=True)
+    orders = drawn_views.order[drawn_views.jitter]
+    _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 24
     assert np.abs(counts / n - 1 / 24).max() < 5 * math.sqrt(1 / 24 / n)
 
 
-def test_pixels_have_the_reference_statistics(stats, ops):
-    crop, image = recorded_crop(stats), ops["stats_image"]
-    rng = np.random.default_rng(1)
-    made = []
-    for _ in range(150):
-        global_views, local_views = crop(image, rng)
-        made.append([batch.normalize(view) for view in (*global_views, *local_views)])
+def on_the_host(image, made, crop):
+    """Global and local views of each draw, by Pillow and OpenCV."""
+    cut = [augment.views(image, draws.Draws(*draw), crop) for draw in zip(*made)]
+    return [np.stack(x) for x in zip(*cut)]
+
+
+def on_the_device(image, made, crop):
+    """The same views, by one program of the devices; the image is broadcast."""
+    height, width = image.shape[:2]
+    canvas = np.zeros((max(height, width),) * 2 + (3,), np.uint8)
+    canvas[:height, :width] = image
+    cut = jax.jit(lambda draw: cropping.views(canvas[None], draw, crop))
+    made = [cut(draws.Draws(*(x[None] for x in draw))) for draw in zip(*made)]
+    return [np.concatenate(x) for x in zip(*made)]
+
+
+@pytest.mark.parametrize(("place", "number"), [(on_the_host, 150), (on_the_device, 40)])
+def test_pixels_have_the_reference_statistics(stats, ops, place, number):
+    made = choices(stats, number, seed=1)
+    cut = place(ops["stats_image"], made, recorded_crop(stats))
+    normal = [batch.normalize(part) for part in cut]
     for kind in ("global_1", "global_2", "local"):
-        own, expected = views(stats, made, kind), stats[kind]
-        means = [view.mean() for view in own]
+        expected, own = stats[kind], normal[kind == "local"]
+        if kind != "local":
+            own = own[:, int(kind[-1]) - 1 : int(kind[-1])]
+        own = np.concatenate(own)
         # Views of one image are correlated only by the image, which is fixed.
-        within(means, expected["per_view_mean"])
-        within([view.std() for view in own], expected["per_view_std"])
-        by_channel = np.array([view.mean((0, 1)) for view in own])
+        within(own.mean((1, 2, 3)), expected["per_view_mean"])
+        within(own.std((1, 2, 3)), expected["per_view_std"])
+        by_channel = own.mean((1, 2))
         for channel in range(3):
             reference = dict(expected["per_view_mean"])
             reference["mean"] = expected["pixel_mean"][channel]

@@ -37,23 +37,22 @@ def views(
     """
     number, threshold = multicrop.global_number, multicrop.solarize_threshold
 
-    def of_one(one: tuple[jax.Array, Draws]) -> tuple[jax.Array, jax.Array]:
-        image, draws = one
-        image = image.transpose(2, 0, 1).astype(jnp.bfloat16)  # exact: 8 bits
+    def cut(size: int, some: Draws) -> jax.Array:
+        if not some.flip.shape[1]:
+            return jnp.zeros((len(images), 0, size, size, 3), dtype)
 
-        def cut(size: int, some: Draws) -> jax.Array:
-            return jax.vmap(lambda draw: _view(image, draw, size, threshold))(some)
+        def of_one(one: tuple[jax.Array, Draws]) -> jax.Array:
+            image = one[0].transpose(2, 0, 1).astype(jnp.bfloat16)  # exact: 8 bits
+            return jax.vmap(lambda draw: _view(image, draw, size, threshold))(one[1])
 
-        return (
-            cut(multicrop.global_size, Draws(*(x[:number] for x in draws))),
-            cut(multicrop.local_size, Draws(*(x[number:] for x in draws))),
-        )
+        made = jax.lax.map(of_one, (images, some), batch_size=min(block, len(images)))
+        made = made.transpose(0, 1, 3, 4, 2).astype(jnp.uint8)
+        return made if dtype == jnp.uint8 else batch.normalize(made).astype(dtype)
 
-    made = jax.lax.map(of_one, (images, draws), batch_size=min(block, len(images)))
-    made = tuple(x.transpose(0, 1, 3, 4, 2).astype(jnp.uint8) for x in made)
-    if dtype == jnp.uint8:
-        return made
-    return tuple(batch.normalize(x).astype(dtype) for x in made)
+    return (
+        cut(multicrop.global_size, Draws(*(x[:, :number] for x in draws))),
+        cut(multicrop.local_size, Draws(*(x[:, number:] for x in draws))),
+    )
 
 
 def _view(image: jax.Array, draw: Draws, size: int, threshold: int) -> jax.Array:

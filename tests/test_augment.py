@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import augment, draws
+from dinov2_jax.data import augment, draws, hue
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
 SMALL = draws.MultiCrop(global_size=32, local_size=16, local_number=3)
@@ -98,7 +98,20 @@ def test_neutral_factors_change_nothing():
     for operation in (augment.brightness, augment.contrast, augment.saturation):
         np.testing.assert_array_equal(operation(IMAGE, 1.0), IMAGE)
     gray = augment.grayscale(IMAGE)
-    np.testing.assert_array_equal(augment.hue(gray, 0.07), gray)
+    np.testing.assert_array_equal(hue.turned(gray, 0.07), gray)
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.0, 0.071])
+def test_hue_is_pillows_for_colours_of_every_kind(shift):
+    # Every eighth value and the ends of each channel, and random ones.
+    levels = np.array([*range(0, 256, 8), 1, 254, 255], np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1)
+    some = rng().integers(0, 256, (100_000, 3)).astype(np.uint8)
+    for colors in (grid.reshape(1, -1, 3), some[None]):
+        hsv = np.array(Image.fromarray(colors).convert("HSV"))
+        hsv[..., 0] += np.uint8(int(255 * shift) % 256)
+        expected = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+        np.testing.assert_array_equal(hue.turned(colors, shift), expected)
 
 
 @pytest.mark.torch
@@ -114,7 +127,7 @@ def test_operations_agree_with_torchvision(monkeypatch):
         (augment.brightness, functional.adjust_brightness, (0.6, 1.0, 1.4)),
         (augment.contrast, functional.adjust_contrast, (0.6, 1.0, 1.4)),
         (augment.saturation, functional.adjust_saturation, (0.8, 1.0, 1.2)),
-        (augment.hue, functional.adjust_hue, (-0.1, -0.003, 0.0, 0.003, 0.1)),
+        (hue.turned, functional.adjust_hue, (-0.1, -0.003, 0.0, 0.003, 0.1)),
     ]:
         for value in values:
             expected = np.asarray(theirs(picture, value))

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dinov2_jax.data import hue
 from dinov2_jax.data.draws import KERNEL, Draws, MultiCrop
 
 
@@ -81,18 +82,12 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """[H W 3] uint8: blended with its grayscale; factor >= 0."""
-    gray = _gray(image)[..., None].astype(np.float32)
-    out = image - gray
+    gray = grayscale(image)
+    out = image.astype(np.float32)
+    out -= gray
     out *= np.float32(factor)
     out += gray
     return np.clip(out, 0, 255, out=out).astype(np.uint8)
-
-
-def hue(image: np.ndarray, shift: float) -> np.ndarray:
-    """[H W 3] uint8: hue turned by a share of the circle, in Pillow's 8-bit HSV."""
-    hsv = np.array(Image.fromarray(image).convert("HSV"))
-    hsv[..., 0] += np.uint8(int(255 * shift) % 256)
-    return np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
 
 
 def grayscale(image: np.ndarray) -> np.ndarray:
@@ -114,7 +109,7 @@ def solarized(image: np.ndarray, threshold: int) -> np.ndarray:
     return cv2.LUT(image, table)
 
 
-JITTER = (brightness, contrast, saturation, hue)  # numbered as in Draw.order
+JITTER = (brightness, contrast, saturation, hue.turned)  # numbered as in Draw.order
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

@@ -91,18 +91,19 @@ def add_block(
     """
     height, width = mask.shape
     flattest = math.log(aspect)
-    for _ in range(ATTEMPTS):
+    # All at once: a call of the generator costs more than the numbers.
+    for size, shape, down, across in rng.random((ATTEMPTS, 4)).tolist():
         # Reversed where fewer than MIN_BLOCK are allowed, as in the reference.
-        area = MIN_BLOCK + (allowed - MIN_BLOCK) * rng.random()
-        ratio = math.exp(flattest * (1 - 2 * rng.random()))
+        area = MIN_BLOCK + (allowed - MIN_BLOCK) * size
+        ratio = math.exp(flattest * (1 - 2 * shape))
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if h >= height or w >= width:
             continue
-        top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        top, left = int(down * (height - h + 1)), int(across * (width - w + 1))
         block = mask[top : top + h, left : left + w]
-        if 0 < block.size - np.count_nonzero(block) <= allowed:
+        if 0 < h * w - np.count_nonzero(block) <= allowed:
             block[:] = True
-            return int(top), int(left), h, w
+            return top, left, h, w
     return None
 
 

@@ -24,10 +24,15 @@ def parameters(ops, kind):
     return found
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+OPERATIONS = dict(
+    zip(("brightness", "contrast", "saturation", "hue"), augment.JITTER, strict=True)
+)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_each_jitter_operation_is_exact(ops, name):
     for key, made in parameters(ops, name):
-        got = getattr(augment, name)(ops["image"], made["factor"])
+        got = OPERATIONS[name](ops["image"], made["factor"])
         np.testing.assert_array_equal(got, ops[key], err_msg=key)
 
 

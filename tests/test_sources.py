@@ -1,14 +1,17 @@
 """Sources of images: folders, tar files, ArrayRecord, TFDS, the demo, mixtures."""
 
 import io
+import json
 import logging
 import os
 import pickle
 import tarfile
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from dinov2_jax.data import arrays, decode, demo, folder, sources
 
@@ -322,3 +325,84 @@ def test_the_stereo_pair_matches_its_disparity():
     ]
     # The other sign of the disparity, or none, does not find the same surface.
     assert off[0] < 0.5 * off[1]
+
+
+def test_webdataset_shards_have_the_labels_of_their_cls_files(tmp_path):
+    entries = [("0001", 2, jpeg(1)), ("0002", 0, jpeg(2)), ("0003", None, jpeg(3))]
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard:03}.tar", "w") as out:
+            for key, label, image in entries:
+                members = {"jpg": image, "json": b"{}"}
+                if label is not None:
+                    members["cls"] = str(label).encode()
+                for kind in sorted(members):  # cls stands before jpg
+                    info = tarfile.TarInfo(f"{shard}/{key}.{kind}")
+                    info.size = len(members[kind])
+                    out.addfile(info, io.BytesIO(members[kind]))
+    source = sources.open_source(f"tar:{tmp_path}/train-{{000..001}}.tar")
+    assert [source[i].label for i in range(6)] == [2, 0, -1] * 2
+    assert source.classes == ("0", "1", "2")
+    assert [source[i].image for i in range(3)] == [image for *_, image in entries]
+    assert len(sources.open_source(f"tar:{tmp_path}/train-{{001..007}}.tar")) == 3
+
+
+def test_a_cls_file_that_holds_no_number_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as out:
+        info = tarfile.TarInfo("1.cls")
+        info.size = 3
+        out.addfile(info, io.BytesIO(b"dog"))
+    with pytest.raises(ValueError, match=r"1.cls in .*x.tar holds 'dog'"):
+        sources.open_source(f"tar:{tmp_path}/x.tar")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_list_sends_its_file_to_another_process_and_no_name(kept, tmp_path):
+    root = write(tmp_path / "images", {f"{i:04}.png": jpeg(1) for i in range(500)})
+    source = folder.Folder(str(root), tmp_path / "run" if kept else None)
+    sent = pickle.dumps(source)
+    assert len(sent) < 600
+    assert pickle.loads(sent).name(499) == f"{root}/0499.png"
+
+
+def test_parquet_rows_have_the_names_of_the_hugging_face_metadata(tmp_path):
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    table = pyarrow.table(
+        {
+            "id": [4, 5, 6],
+            "image": [{"bytes": jpeg(i), "path": f"{i}.jpg"} for i in range(3)],
+            "label": [1, 0, None],
+        }
+    ).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    for shard in range(2):
+        parquet.write_table(table, tmp_path / f"{shard}.parquet", row_group_size=2)
+    source = sources.open_source(f"parquet:{tmp_path}/*.parquet")
+    source = pickle.loads(pickle.dumps(source))
+    assert [source[i].label for i in range(6)] == [1, 0, -1] * 2
+    assert [source[i].image for i in range(6)] == [jpeg(i) for i in range(3)] * 2
+    assert source.classes == ("cat", "dog")
+    assert source.name(4) == f"{tmp_path}/1.parquet row 1"
+
+
+def test_parquet_without_images_says_what_it_has(tmp_path, caplog):
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a"], "n": [1]}), path)
+    with pytest.raises(ValueError, match=r"text \(string\), n \(int64\)"):
+        sources.open_source(f"parquet:{path}")
+    (tmp_path / "y.parquet").write_bytes(b"no parquet file")
+    with pytest.raises(ValueError, match=r"y.parquet cannot be read"):
+        sources.open_source(f"parquet:{tmp_path}/y.parquet")
+    rows = pyarrow.table({"picture": [jpeg(1)] * 300})
+    parquet.write_table(rows, path)
+    assert sources.open_source(f"parquet:{path}")[299].image == jpeg(1)
+    assert "up to 300 rows" in caplog.text and "data pack" in caplog.text
+
+
+def test_parquet_that_only_names_files_gives_no_image(tmp_path):
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array([{"bytes": None, "path": "x.jpg"}], kind)
+    parquet.write_table(pyarrow.table({"image": images}), tmp_path / "x.parquet")
+    source = sources.open_source(f"parquet:{tmp_path}/x.parquet")
+    with pytest.raises(OSError, match="row 0 holds no bytes"):
+        source[0]

@@ -1,11 +1,11 @@
 """Images in TFDS data sets and in ArrayRecord files, read without TensorFlow."""
 
 import difflib
-import glob
 import os
 import re
 import struct
 
+from dinov2_jax.data import manifest, remote
 from dinov2_jax.data.record import Record
 
 MAGIC = b"DLBL"  # opens a record that carries a label
@@ -25,18 +25,24 @@ def labelled_record(image: bytes, label: int) -> bytes:
 class ArrayRecords:
     """Entries of ArrayRecord files: an encoded image, or a `labelled_record`."""
 
-    classes: tuple[str, ...] = ()
-
     def __init__(self, pattern: str):
         """
         Args:
-            pattern: path of one file, or a pattern with * and ? for several.
-        Raises: ValueError if no file matches or they hold no record.
+            pattern: path of the files, see `remote.find`; or of a folder with the
+                manifest.json of `dinov2-jax data pack`.
+        Raises: ValueError if no file matches, they hold no record, or they are not
+            what the manifest says.
         """
         from array_record.python import array_record_data_source
 
         self._pattern = pattern
-        paths = sorted(glob.glob(os.path.expanduser(pattern)))
+        packed, known = os.path.expanduser(pattern), None
+        if os.path.isdir(packed):
+            known = manifest.read(packed)
+            paths = [os.path.join(packed, shard["file"]) for shard in known["shards"]]
+        else:
+            paths = remote.find(pattern)
+        self.classes = tuple(known["classes"]) if known else ()
         if not paths:
             raise ValueError(f"arrayrecord:{pattern} matches no file.")
         try:
@@ -47,12 +53,20 @@ class ArrayRecords:
             ) from error
         if not len(self._data):
             raise ValueError(f"arrayrecord:{pattern} holds no record.")
+        if known and len(self._data) != known["records"]:
+            raise ValueError(
+                f"arrayrecord:{pattern} holds {len(self._data)} records, but its "
+                f"{manifest.NAME} says {known['records']}; pack it again."
+            )
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        entry = self._data[int(index)]
+        try:
+            entry = self._data[int(index)]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise OSError(f"{self.name(index)} cannot be read: {error}") from error
         if entry[: len(MAGIC)] != MAGIC:
             return Record(entry, -1)
         start = len(MAGIC) + 8
@@ -104,7 +118,10 @@ class Tfds:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        entry = self._data[int(index)]
+        try:
+            entry = self._data[int(index)]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise OSError(f"{self.name(index)} cannot be read: {error}") from error
         label = int(entry["label"]) if self._labelled else -1
         return Record(entry[self._image], label)
 

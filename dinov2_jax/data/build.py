@@ -198,7 +198,7 @@ def read(source: Source, index: int, max_pixels: int) -> tuple[np.ndarray, int]:
     Returns: [H W 3] uint8, label.
     Raises: DecodeError or OSError if it cannot be read.
     """
-    record = source[index]
+    record, _ = Reader(source).record(index)
     return decode.decode(record.image, max_pixels=max_pixels), record.label
 
 

@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
-from dinov2_jax.data import arrays, demo, folder
+from dinov2_jax.data import arrays, demo, folder, parquet, tar
 from dinov2_jax.data.record import Record, Source
 
-KINDS = ("folder", "tar", "tfds", "arrayrecord", "demo")
+KINDS = ("folder", "tar", "parquet", "tfds", "arrayrecord", "demo")
 
 # tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]
 TFDS = re.compile(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?")
@@ -96,8 +96,9 @@ def open_source(
         spec: one of
             folder:PATH
             tar:PATH_OR_PATTERN
+            parquet:PATH_OR_PATTERN
             tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]
-            arrayrecord:PATH_OR_PATTERN
+            arrayrecord:PATH_OR_PATTERN, or a folder that `data pack` has made
             demo:train, demo:val
             or several of them, each with its weight: SPEC@3;SPEC@1. A path that
             itself ends in @NUMBER needs a / or a weight behind it.
@@ -130,7 +131,9 @@ def _open(spec: str, cache_dir) -> Source:
     if kind == "folder":
         return folder.Folder(rest, cache_dir)
     if kind == "tar":
-        return folder.Tar(rest, cache_dir)
+        return tar.Tar(rest, cache_dir)
+    if kind == "parquet":
+        return parquet.Parquet(rest)
     if kind == "arrayrecord":
         return arrays.ArrayRecords(rest)
     if kind == "demo":

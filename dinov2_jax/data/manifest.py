@@ -1,0 +1,59 @@
+"""The list of a packed data set: its shards, their sizes and sums, its classes."""
+
+import json
+import os
+import pathlib
+from typing import TypedDict
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+class Shard(TypedDict):
+    """One file."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What manifest.json holds."""
+
+    format: int
+    records: int
+    classes: list[str]
+    labelled: bool
+    source: str  # SPEC that it was packed from
+    shards: list[Shard]
+
+
+def read(folder: str | os.PathLike) -> Manifest:
+    """The manifest of a folder, whose shards are there in their full size.
+
+    Raises: ValueError naming the first thing that does not match.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / NAME
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']} is not {FORMAT}")
+        total = sum(shard["records"] for shard in found["shards"])
+        if not found["shards"] or total != found["records"]:
+            raise ValueError(f"{found['records']} records, but its shards hold {total}")
+        sizes = [(shard["file"], shard["bytes"]) for shard in found["shards"]]
+        tuple(found["classes"]), found["labelled"], found["source"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of a packed data set: {error}") from error
+    for name, size in sizes:
+        shard = folder / name
+        if not shard.is_file():
+            raise ValueError(f"{shard} is missing, but {path} names it; pack again.")
+        if shard.stat().st_size != size:
+            raise ValueError(
+                f"{shard} has {shard.stat().st_size} bytes, but {path} says {size}; "
+                "copy or pack it again."
+            )
+    return found

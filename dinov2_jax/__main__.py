@@ -10,6 +10,7 @@ COMMANDS = {
     "bench": "time the training step on the devices at hand",
     "plan": "what a config needs of TPUs or GPUs that are not at hand, and fits",
     "show": "rebuild the report of a run, or compare runs in one page",
+    "data": "pack, check and measure the images that training reads",
     "embed": "features of every image of a source, in a folder of shards",
     "evaluate": "frozen features by the protocols of the paper",
     "convert": "weights of any format to any other, checked before they are kept",

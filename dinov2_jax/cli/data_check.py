@@ -1,0 +1,97 @@
+"""dinov2-jax data check: every record read and decoded, every packed shard summed."""
+
+import argparse
+import functools
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dinov2_jax.cli import data, workdir, workers
+from dinov2_jax.data import decode, manifest, sources
+from dinov2_jax.data.reading import Reader
+from dinov2_jax.data.record import Source
+from dinov2_jax.train import progress
+
+CHUNK = 1024  # records of a job
+SHOWN = 20  # lines on the screen
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this action."""
+    add = parser.add_argument
+    workers.add_argument(parser)
+    add("--no-decode", action="store_true", help="read, but do not decode")
+    add("--out", type=pathlib.Path, help="file for the names of all bad records")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the action; returns the exit code, 1 if anything is wrong."""
+    spec = data.spec(options.source)
+    bad, records = list(_bad_shards(spec, options.workers)), 0
+    try:
+        source = sources.open_source(spec)
+        records = len(source)
+        bad += _bad_records(source, options.workers, not options.no_decode)
+    except ValueError as error:
+        if not bad:
+            raise
+        bad.append(str(error))
+    for line in bad[:SHOWN]:
+        print(line)
+    if len(bad) > SHOWN:
+        print(f"... and {len(bad) - SHOWN} more" + (" in --out" if options.out else ""))
+    if options.out:
+        workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
+    print(f"{spec}: {records} records, {len(bad)} bad")
+    return int(bool(bad))
+
+
+def _bad_shards(spec: str, number: int) -> Iterator[str]:
+    """The shards whose bytes are not those of the manifest."""
+    folder = pathlib.Path(spec.removeprefix("arrayrecord:")).expanduser()
+    if not (spec.startswith("arrayrecord:") and folder.is_dir()):
+        return
+    shards = manifest.read(folder)["shards"]
+    paths = [folder / shard["file"] for shard in shards]
+    sums = _each(_digest, paths, number, "shard")
+    for shard, digest in zip(shards, sums, strict=True):
+        if digest != shard["sha256"]:
+            yield f"{folder / shard['file']}: its SHA-256 is not that of the manifest"
+
+
+def _bad_records(source: Source, number: int, decoded: bool) -> list[str]:
+    """The records that cannot be read, or decoded."""
+    starts = range(0, len(source), CHUNK)
+    job = functools.partial(_bad_of, source, decoded)
+    return [line for lines in _each(job, starts, number, "part") for line in lines]
+
+
+def _bad_of(source: Source, decoded: bool, start: int) -> list[str]:
+    """The bad records among CHUNK from `start`."""
+    found, reader = [], Reader(source)
+    for index in range(start, min(start + CHUNK, len(source))):
+        try:
+            record, _ = reader.record(index)
+            if decoded:
+                decode.decode(record.image)
+        except (OSError, decode.DecodeError) as error:
+            found.append(f"{index}\t{source.name(index)}: {error}")
+    return found
+
+
+def _digest(path: os.PathLike) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _each(job: Callable[[Any], Any], items, number: int, unit: str) -> list[Any]:
+    """A job for each item, side by side, with progress; results in their order."""
+    shown, found = progress.Progress(0, len(items), unit=unit), {}
+    for item, result in workers.each(job, items, number):
+        found[item] = result
+        if shown.live or len(found) % max(len(items) // 10, 1) == 0:
+            shown.show(len(found), "")
+    return [found[item] for item in items]

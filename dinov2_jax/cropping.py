@@ -1,7 +1,8 @@
 """The views of many images on the devices: what augment does, as array functions.
 
-An image is worked on as [3 H W] float32 whole numbers 0..255, rounded or cut to them
-where Pillow and OpenCV round or cut, so that both places make the same views.
+An image is worked on as [3 H W] whole numbers 0..255, rounded or cut to them where
+Pillow and OpenCV round or cut, so that both places make the same views. Between two
+operations they are bfloat16, which holds them exactly in half of the memory's traffic.
 
 Source: as augment; the resampling is Pillow's: Keys' cubic (a = -1/2), widened by the
 scale, the horizontal pass first, whole numbers between the passes.
@@ -66,13 +67,18 @@ def _view(image: jax.Array, draw: Draws, size: int, threshold: int) -> jax.Array
     return jnp.where(draw.solarize & (x >= threshold), 255 - x, x)
 
 
+def _whole(x: jax.Array) -> jax.Array:
+    """Values that are whole but for their range, as they are kept."""
+    return jnp.clip(x, 0, 255).astype(jnp.bfloat16)
+
+
 def _resized_crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
-    """[3 S S]: a box of an image [3 C C] in bfloat16, antialiased bicubic."""
+    """[3 S S]: a box of an image [3 C C], antialiased bicubic."""
     top, left, height, width = box
     across = _weights(left, width, image.shape[2], size)
     down = _weights(top, height, image.shape[1], size)
     y = _product("pw,chw->chp", across, image)
-    return _product("oh,chp->cop", down, y.astype(jnp.bfloat16))
+    return _product("oh,chp->cop", down, y)
 
 
 def _weights(start: jax.Array, length: jax.Array, inputs: int, outputs: int):
@@ -88,10 +94,10 @@ def _weights(start: jax.Array, length: jax.Array, inputs: int, outputs: int):
 
 
 def _product(equation: str, weights: jax.Array, image: jax.Array) -> jax.Array:
-    """Whole numbers 0..255 in float32: products of weights and 8-bit values.
+    """Whole numbers 0..255: rounded products of weights and such numbers.
 
-    The values are exact in bfloat16; weights in two parts of it keep 16 bits, which
-    errs by 0.004 of a level: two passes of a matrix unit instead of six.
+    Weights in two parts of bfloat16 keep 16 bits, which errs by 0.004 of a level: two
+    passes of a matrix unit instead of six.
     """
     high = weights.astype(jnp.bfloat16)
     low = (weights - high).astype(jnp.bfloat16)
@@ -99,7 +105,7 @@ def _product(equation: str, weights: jax.Array, image: jax.Array) -> jax.Array:
         jnp.einsum(equation, part, image, preferred_element_type=jnp.float32)
         for part in (high, low)
     )
-    return jnp.clip(jnp.floor(sum(parts) + 0.5), 0, 255)
+    return _whole(jnp.floor(sum(parts) + 0.5))
 
 
 def jittered(x: jax.Array, step: jax.Array, factors: jax.Array) -> jax.Array:
@@ -109,9 +115,11 @@ def jittered(x: jax.Array, step: jax.Array, factors: jax.Array) -> jax.Array:
     """
     gray, pixels = _gray(x), x.shape[-2] * x.shape[-1]
     mean = (2 * gray.astype(jnp.int32).sum() + pixels) // (2 * pixels)
-    base = jnp.where(step == 2, gray, jnp.where(step == 1, mean, 0).astype(x.dtype))
-    blend = jnp.floor(jnp.clip((x - base) * factors[step] + base, 0, 255))
-    return jnp.where(step == 3, _hue(x, factors[3]), blend)
+    mean = jnp.where(step == 1, mean, 0).astype(jnp.float32)
+    base = jnp.where(step == 2, gray.astype(jnp.float32), mean)
+    values = x.astype(jnp.float32)
+    blend = jnp.floor(jnp.clip((values - base) * factors[step] + base, 0, 255))
+    return _whole(jnp.where(step == 3, _hue(values, factors[3]), blend))
 
 
 def _gray(x: jax.Array) -> jax.Array:
@@ -122,7 +130,7 @@ def _gray(x: jax.Array) -> jax.Array:
 
 
 def _hue(x: jax.Array, shift: jax.Array) -> jax.Array:
-    """[3 S S]: hue turned by a share of the circle, in Pillow's 8-bit HSV."""
+    """[3 S S] of float32: hue turned by a share of the circle, in Pillow's 8-bit HSV."""
     value, span = x.max(0), x.max(0) - x.min(0)
     r, g, b = (value - x) / jnp.maximum(span, 1)
     red, green = x[:2]
@@ -156,6 +164,7 @@ def _blurred(x: jax.Array, sigma: jax.Array) -> jax.Array:
     offsets = jnp.arange(-far, far + 1)
     kernel = jnp.exp(-0.5 * (offsets / jnp.maximum(sigma, 1e-3)) ** 2)
     kernel = kernel / kernel.sum()
+    x = x.astype(jnp.float32)
     for axis in (2, 1):
         padding = [(far, far) if i == axis else (0, 0) for i in range(3)]
         padded = jnp.pad(x, padding, mode="reflect")
@@ -164,4 +173,4 @@ def _blurred(x: jax.Array, sigma: jax.Array) -> jax.Array:
             kernel[i] * jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
             for i in range(KERNEL)
         )
-    return jnp.clip(jnp.round(x), 0, 255)
+    return _whole(jnp.round(x))

@@ -33,7 +33,7 @@ from PIL import Image
 import dinov2_jax.data.demo
 from dinov2_jax import cropping
 from dinov2_jax.cli import workdir
-from dinov2_jax.data import arrays, decode, draws, pipeline, sources
+from dinov2_jax.data import arrays, decode, draws, packing, pipeline, sources
 
 CROP = draws.MultiCrop()
 SETTINGS = {
@@ -64,7 +64,7 @@ def write_images(folder: pathlib.Path, number: int) -> str:
     places = sorted(pathlib.Path(dinov2_jax.data.demo.__file__).parent.glob("*.jpg"))
     photographs = [Image.open(path).convert("RGB") for path in places]
     rng, path = np.random.default_rng(0), folder / "images.arrayrecord"
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    writer = array_record_module.ArrayRecordWriter(str(path), packing.OPTIONS)
     for index in range(number):
         picture = photographs[index % len(photographs)]
         width, height = picture.size

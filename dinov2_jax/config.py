@@ -167,6 +167,7 @@ def default() -> ConfigDict:
     c.mesh.remat = "none"
     c.mesh.reduce = ""  # dtype that sums gradients over devices; "": train.dtype
     c.mesh.attention = "xla"  # xla or cudnn (NVIDIA GPUs, bfloat16)
+    c.mesh.packed = True  # views of both resolutions through linear layers together
     c.mesh.unroll = 1  # blocks per iteration of the scan
     return c.lock()
 

@@ -66,7 +66,7 @@ def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
         return heads.Head(*sizes, dtype, gather)
 
     separate = head(config.patch_head) if config.head.separate else None
-    return dino.DINO(backbone, head(config.head), separate)
+    return dino.DINO(backbone, head(config.head), separate, config.mesh.packed)
 
 
 def _dtype(config: ConfigDict, name: str) -> jnp.dtype:

@@ -40,12 +40,16 @@ def masked_patches(patches: jax.Array, indices: jax.Array) -> jax.Array:
 class DINO(nn.Module):
     """One backbone with its heads; without `ibot_head` both losses share one head.
 
-    Source: arXiv:2304.07193 section 4.
+    With `packed` the views of both resolutions pass the linear layers together, else
+    one resolution after the other, each with its own subsets of stochastic depth.
+
+    Source: arXiv:2304.07193 section 4; packing: section 5.
     """
 
     backbone: vit.ViT
     dino_head: heads.Head
     ibot_head: heads.Head | None = None
+    packed: bool = True
 
     def student(
         self,
@@ -64,10 +68,13 @@ class DINO(nn.Module):
             indices: [G M] positions of the masked patches in each group.
             train: draw stochastic depth.
         """
-        stacks, hidden = [global_crops], [masks]
+        stacks = [(global_crops, masks)]
         if local_crops.shape[1]:
-            stacks, hidden = [global_crops, local_crops], [masks, None]
-        found, _ = self.backbone.views(stacks, hidden, indices.shape[0], train)
+            stacks.append((local_crops, None))
+        found = []
+        for part in [stacks] if self.packed else [[stack] for stack in stacks]:
+            views, hidden = zip(*part)
+            found += self.backbone.views(views, hidden, indices.shape[0], train)[0]
         cls = jax.numpy.concatenate([f.cls for f in found], axis=1)
         patches = masked_patches(found[0].patches, indices)
         return Student(*self._logits(cls, patches), found[0].cls)

@@ -123,9 +123,7 @@ def test_classes_are_named_in_a_file_or_counted(tmp_path):
         dense.open_labels(spec)
     (tmp_path / "maps" / "classes.txt").write_text("sky\nroad, wet\ncar\n")
     assert dense.open_labels(spec).classes == ("sky", "road, wet", "car")
-    with pytest.raises(
-        ValueError, match="names 3 classes in classes.txt, but classes=2"
-    ):
+    with pytest.raises(ValueError, match="names 3 classes, but classes=2"):
         dense.open_labels(spec, classes=2)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results
+from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results, suites
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
 from dinov2_jax.evals import linear, metrics
@@ -230,19 +230,97 @@ def test_queries_of_no_known_class_are_distractors(ask, digits, tmp_path):
     assert 0 < found["gap"] < found["gap_without_distractors"] <= 1
 
 
-def test_the_shipped_suites_name_tasks_and_settings_that_exist():
-    suites = sorted(CONFIGS.glob("*.json"))
-    assert suites
-    for path in suites:
-        config = json.loads(path.read_text())
-        for entry in config["tasks"]:
-            evaluate.settings(
-                entry["task"], config.get("set", {}) | entry.get("set", {})
-            )
-            for split in ("train", "val"):
-                kind, _, rest = entry[split].partition(":")
-                assert kind == "tfds" and sources.TFDS.fullmatch(rest)
-        assert len({entry["name"] for entry in config["tasks"]}) == len(config["tasks"])
+def test_the_shipped_suite_names_the_twelve_sets_of_the_paper():
+    common, tasks = suites.tasks(f"{CONFIGS / 'suites' / 'transfer.py'}:/data/planes")
+    assert len(tasks) == 12 and common == {}
+    for entry in tasks.values():
+        evaluate.settings(entry["task"], entry["set"])
+        for split in ("train", "val"):
+            kind, _, rest = entry[split].partition(":")
+            assert kind == "folder" or sources.TFDS.fullmatch(rest)
+    known = pytest.importorskip("tensorflow_datasets").list_builders(
+        with_community_datasets=False
+    )
+    sets = [entry["train"].split(":")[1].split("/")[0] for entry in tasks.values()]
+    assert [x for x in sets if x not in known] == [""]  # Aircraft, by its path
+    assert tasks["fgvc_aircraft"]["train"] == "folder:/data/planes/trainval"
+    assert tasks["voc2007"]["set"]["metric"] == "map11"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("x = 1", "it defines no get_config"),
+        ("def get_config(): return {'tasks': {}}", "returns dict, not an ml_collec"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("get_config = lambda: C()", "has no tasks"),
+        ("get_config = lambda: C({'task': {}})", "'task', which is nothing; did you"),
+        ("get_config = lambda: C({'tasks': {'a': 1}})", "tasks.a is no dict"),
+        ("get_config = lambda: C({'tasks': {'a': {'tain': 1}}})", "tasks.a has no 'ta"),
+        ("get_config = lambda: C({'tasks': {'a': {'task': 'x'}}})", "is no task"),
+    ],
+)
+def test_what_is_no_suite_is_refused_in_one_line(tmp_path, capsys, body, message):
+    path = tmp_path / "suite.py"
+    path.write_text(f"from ml_collections import ConfigDict as C\n{body}\n")
+    given = ["evaluate", "all", f"--config={path}", "--weights=x", f"--out={tmp_path}"]
+    assert command.main(given) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0], lines
+    assert command.main([*given[:2], "--config=none.py", *given[3:]]) == 1
+    assert "--config=none.py is no file" in capsys.readouterr().err
+
+
+def test_settings_of_a_task_come_from_a_config_too(ask, tmp_path):
+    path = tmp_path / "knn.py"
+    text = "import ml_collections as m\nget_config = lambda: m.ConfigDict({0})\n"
+    path.write_text(text.format({"neighbors": (3, 5), "temp": 0.1}))
+    code, about = ask("knn", f"--config={path}", "--set=temp=0.2")
+    assert code == 0 and about["settings"]["temp"] == 0.2
+    assert about["settings"]["neighbors"] == [3, 5]
+
+
+def test_several_processes_are_refused_at_once():
+    evaluate.require_one_process(1)
+    with pytest.raises(ValueError, match="one process, but 4 were started"):
+        evaluate.require_one_process(4)
+
+
+@pytest.fixture(scope="module")
+def many(digits):
+    """Labels of the digits' scans: even, prime, and a digit of its own."""
+    kinds = {"even": (0, 2, 4, 6, 8), "prime": (2, 3, 5, 7), "zero": (0,)}
+    for split in ("train", "val"):
+        labels = {
+            path.stem: [k for k, v in kinds.items() if int(path.parent.name[-1]) in v]
+            for path in digits.glob(f"{split}/*/*.png")
+        }
+        # What counts for neither side: the zeros are no even number here.
+        zeros = [stem for stem, some in labels.items() if "zero" in some]
+        labels |= {stem: ["zero"] for stem in zeros}
+        told = {"classes": [*kinds, "none"], "images": labels}
+        told["difficult"] = {stem: ["even"] for stem in zeros}
+        (digits / f"{split}.json").write_text(json.dumps(told))
+    return digits
+
+
+def test_images_of_many_labels_are_judged_as_by_scikit_learn(ask, rows, many):
+    sweep = ("metric=map", "number=2", "lowest=0", "highest=1", "block=1")
+    files = [f"--labels={x}={many / x}.json" for x in ("train", "val")]
+    code, about = ask("logreg", *(f"--set={x}" for x in sweep), *files)
+    assert code == 0 and about["metric"] == "map"
+    (x, y), (others, labels) = rows
+    c, areas = about["metrics"]["c"], []
+    for own in ((2, 4, 6, 8), (2, 3, 5, 7), (0,)):
+        use, seen = ((y > 0), (labels > 0)) if 8 in own else (y >= 0, labels >= 0)
+        model = linear_model.LogisticRegression(C=c, tol=1e-8, max_iter=5000)
+        model.fit(x[use].astype(np.float64), np.isin(y[use], own))
+        scores = model.decision_function(others[seen])
+        wanted = np.isin(labels[seen], own)
+        areas.append(judged.average_precision_score(wanted, scores))
+    # Their solver stops near the minimum, where two images may change places.
+    assert about["metrics"]["map"] == pytest.approx(np.mean(areas), abs=2e-3)
+    assert about["metrics"]["map"] > 0.6 and "map11" in about["metrics"]
 
 
 def test_corruptions_are_told_by_their_mean_error(weights, tmp_path):
@@ -310,17 +388,22 @@ def test_revisited_ground_truth_is_followed(weights, digits, tmp_path):
 def test_all_tasks_of_a_config_run_once_and_stand_in_a_table(
     weights, digits, cache, tmp_path, capsys
 ):
-    spec = {x: f"folder:{digits / x}" for x in ("train", "val")}
-    config = {
-        "set": {"resize": 32, "crop": 32, "neighbors": [3]},
-        "tasks": [
-            {"task": "knn", **spec},
-            {"task": "knn", "name": "more", **spec, "set": {"neighbors": [5]}},
-            {"task": "retrieval", "val": spec["val"]},
-        ],
-    }
-    path = tmp_path / "suite.json"
-    path.write_text(json.dumps(config))
+    path = tmp_path / "suite.py"
+    path.write_text(
+        f"""import ml_collections
+
+def get_config():
+    spec = {{x: f"folder:{digits}/{{x}}" for x in ("train", "val")}}
+    config = ml_collections.ConfigDict()
+    config.set = {{"resize": 32, "crop": 32, "neighbors": (3,)}}
+    config.tasks = {{
+        "knn": {{"task": "knn", **spec}},
+        "more": {{"task": "knn", **spec, "set": {{"neighbors": (5,)}}}},
+        "retrieval": {{"task": "retrieval", "val": spec["val"]}},
+    }}
+    return config
+"""
+    )
     given = ["evaluate", "all", f"--config={path}", f"--weights={weights}"]
     given += [f"--out={tmp_path / 'out'}", f"--cache={cache}"]
     assert command.main(given) == 0

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dinov2_jax.data import truth
+from dinov2_jax.cli import ground_truth
 from dinov2_jax.evals import retrieval
 
 metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra 'test'")
@@ -171,13 +171,13 @@ GROUND = {
 def test_ground_truth_is_read_from_a_pickle_and_from_json(tmp_path, protocol):
     path = tmp_path / "gnd_roxford5k.pkl"
     path.write_bytes(pickle.dumps(GROUND, protocol))
-    found = truth.read(path)
+    found = ground_truth.read(path)
     assert (found.images, found.queries) == (("a", "b", "c"), ("q",))
     assert found.boxes == ((1.5, 2.0, 30.0, 40.0),)
     assert found.lists == ({"easy": (0,), "hard": (2,), "junk": ()},)
     other = tmp_path / "gnd.json"
     other.write_text(json.dumps(GROUND, default=lambda array: array.tolist()))
-    assert truth.read(other) == found
+    assert ground_truth.read(other) == found
 
 
 class Command:
@@ -203,17 +203,61 @@ def test_what_is_no_ground_truth_is_refused(tmp_path, change):
     path = tmp_path / "gnd.pkl"
     path.write_bytes(pickle.dumps(GROUND | change))
     with pytest.raises(ValueError, match="no ground truth of revisited"):
-        truth.read(path)
+        ground_truth.read(path)
 
 
 def test_a_pickle_that_would_run_something_is_refused(tmp_path):
     path, made = tmp_path / "gnd.pkl", tmp_path / "made"
     path.write_bytes(pickle.dumps(GROUND | {"imlist": Command(made)}))
-    with pytest.raises(ValueError, match="names posix.mkdir"):
-        truth.read(path)
+    with pytest.raises(ValueError, match="names 'posix.mkdir', which"):
+        ground_truth.read(path)
     assert not made.exists()
     with pytest.raises(ValueError, match="cannot be read: No such file"):
-        truth.read(tmp_path / "none.pkl")
+        ground_truth.read(tmp_path / "none.pkl")
     path.write_bytes(pickle.dumps(GROUND)[:-20])
     with pytest.raises(ValueError, match="no ground truth"):
-        truth.read(path)
+        ground_truth.read(path)
+
+
+def python_2(raw):
+    """GROUND as Python 2 pickled it: texts and bytes are one kind, of one byte each."""
+
+    def text(x):
+        return b"U" + bytes([len(x)]) + x
+
+    dtype = b"cnumpy\ndtype\n(" + text(b"i8") + b"K\x00K\x01tR"
+    dtype += b"(K\x03" + text(b"<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t"
+    array += text(b"b") + b"tR(K\x01(K\x01t" + dtype + b"I00\n" + text(raw) + b"tb"
+    number = b"cnumpy.core.multiarray\nscalar\n(" + dtype + text(raw) + b"tR"
+    answer = b"}(" + text(b"bbx") + b"](K\x01K\x02K\x1eK\x28e" + text(b"easy") + array
+    answer += text(b"hard") + b"](" + number + b"e" + text(b"junk") + b"]u"
+    lists = (b"imlist", [b"a", b"b", b"c"]), (b"qimlist", [b"q"])
+    parts = [text(k) + b"](" + b"".join(map(text, v)) + b"e" for k, v in lists]
+    return b"\x80\x02}(" + b"".join(parts) + text(b"gnd") + b"](" + answer + b"eu."
+
+
+def test_arrays_and_numbers_of_python_2_are_read(tmp_path):
+    path = tmp_path / "gnd.pkl"
+    path.write_bytes(python_2((2).to_bytes(8, "little")))
+    found = ground_truth.read(path)
+    assert found.images == ("a", "b", "c") and found.boxes == ((1, 2, 30, 40),)
+    assert found.lists == ({"easy": (2,), "hard": (2,), "junk": ()},)
+    path.write_bytes(python_2((200).to_bytes(8, "little")))
+    with pytest.raises(ValueError, match="an answer is no number below 3"):
+        ground_truth.read(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_bytes_make_a_ground_truth_or_another_error(tmp_path, seed):
+    rng, path = np.random.default_rng(seed), tmp_path / "gnd.pkl"
+    whole = pickle.dumps(GROUND, 2)
+    for _ in range(100):
+        data = bytearray(whole)
+        for place in rng.integers(len(data), size=3):
+            data[place] = rng.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            ground_truth.read(path)
+        except ValueError as error:
+            assert "no ground truth" in str(error)

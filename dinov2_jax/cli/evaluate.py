@@ -4,13 +4,14 @@ dinov2-jax evaluate knn --weights=dinov2_vits14 --train=folder:train --val=folde
     --out=results/knn
 dinov2-jax evaluate linear ... --test v2=folder:imagenetv2 --set steps=5000
 dinov2-jax evaluate retrieval --weights=runs/demo --val=folder:images --out=results/r
-dinov2-jax evaluate all --config=suite.json --weights=runs/demo --out=results
+dinov2-jax evaluate all --config=configs/suites/transfer.py --weights=runs/demo \\
+    --out=results
 dinov2-jax evaluate table results/*
 
 Defaults are the paper's protocols; --set KEY=VALUE changes one setting, --config=FILE
-several (JSON). Features are kept in --cache and serve later tasks. Each task leaves
-results.json, a line in results.csv and report.html. `evaluate TASK --settings` lists the
-settings of a task.
+several (Python, whose get_config() returns an ml_collections ConfigDict). Features are
+kept in --cache and serve later tasks. Each task leaves results.json, a line in
+results.csv and report.html. `evaluate TASK --settings` lists the settings of a task.
 """
 
 import argparse
@@ -24,10 +25,11 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from dinov2_jax import values
-from dinov2_jax.cli import evaluation_table, frozen, results
+from dinov2_jax import processes, values
+from dinov2_jax.cli import evaluation_table, frozen, results, suites
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -38,6 +40,7 @@ TASKS = {
     "segmentation_ms": "the same over four layers, at several scales",
     "depth": "depth of pixels by a linear or DPT head, as on NYUd",
     "depth_kitti": "the same, as on KITTI",
+    "video": "classes of clips by linear classifiers over some frames",
 }
 """Task -> what it is; cli/evaluate_TASK.py has its SETTINGS and run(Job) -> Outcome."""
 
@@ -66,7 +69,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--out", type=pathlib.Path, help="folder of the results; of table: a page")
     add("--cache", type=pathlib.Path, help="folder of features; default OUT/features")
     add("--set", action="append", default=[], metavar="KEY=VALUE")
-    add("--config", type=pathlib.Path, help="JSON: settings; of all: the tasks")
+    add("--config", help="Python file of get_config(): settings; of all: the tasks")
     add("--settings", action="store_true", help="list the settings of the task")
     return parser.parse_args(given)
 
@@ -85,13 +88,25 @@ def main(given: list[str]) -> int:
     for key in ("weights", "out"):
         if getattr(options, key) is None:
             raise ValueError(f"--{key} is missing; see dinov2-jax evaluate --help.")
+    processes.start()
+    require_one_process(jax.process_count())
     run_all(options) if options.task == "all" else run_one(options)
     return 0
 
 
+def require_one_process(count: int) -> None:
+    """Raises ValueError if there are several: each would write the same files."""
+    if count > 1:
+        raise ValueError(
+            f"evaluate uses all devices of one process, but {count} were started; start "
+            "it once. For more images than one machine can take, make features by "
+            "dinov2-jax embed, which divides them over processes."
+        )
+
+
 def run_one(options: argparse.Namespace) -> None:
     """One task."""
-    file = {} if options.config is None else _read(options.config)
+    file = {} if options.config is None else suites.read(options.config)
     told = file | pairs(options.set, "--set")
     wanted = settings(options.task, told)
     entry = {
@@ -109,20 +124,11 @@ def run_one(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     """All tasks of a config; those whose results are there are not run again."""
     if options.config is None:
-        raise ValueError("evaluate all needs --config=FILE with its tasks.")
-    config = _read(options.config)
-    entries, known = config.get("tasks"), {"about", "set", "tasks"}
-    for key in config.keys() - known:
-        hint = values.hint(key, known, 0.5)
-        raise ValueError(f"{options.config} has {key!r}, which is nothing{hint}")
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f'{options.config} has no list of "tasks".')
-    common, jobs = config.get("set", {}) | pairs(options.set, "--set"), {}
-    for entry in entries:
+        raise ValueError("evaluate all needs --config=FILE.py with its tasks.")
+    common, entries = suites.tasks(options.config)
+    common, jobs = common | pairs(options.set, "--set"), {}
+    for name, entry in entries.items():
         _check(entry)
-        name = entry.get("name", entry["task"])
-        if name in jobs or pathlib.Path(name).name != name:
-            raise ValueError(f"{name!r} names two tasks or no folder; name each apart.")
         own = entry.get("set", {})
         # What is told of all tasks goes to those that have such a setting.
         fits = {k: v for k, v in common.items() if k in _defaults(entry["task"])}
@@ -131,14 +137,15 @@ def run_all(options: argparse.Namespace) -> None:
     if unused:
         raise ValueError(f"No task of {options.config} has the setting {unused[0]}.")
     backbone = frozen.load(options.weights, options.name, options.which)
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[str, list[float]] = {}  # of a task, each set by its own metric
     for name, (entry, wanted) in jobs.items():
         job = _job(options, backbone, entry, wanted, options.out / name)
         about = _there(job) or done(job)
         metric = about["metric"]
-        found.setdefault((job.task, metric), []).append(about["metrics"][metric])
-    for (task, metric), numbers in found.items():
-        mean = results.shown(metric, float(np.mean(numbers)))
+        found.setdefault(job.task, []).append(about["metrics"][metric])
+    for task, numbers in found.items():
+        first = "rmse" if task.startswith("depth") else ""
+        mean = results.shown(first, float(np.mean(numbers)))
         print(f"{task}: {mean} in the mean of {len(numbers)}")
 
 
@@ -209,22 +216,20 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def _check(entry: Any) -> None:
+def _check(entry: dict) -> None:
     """Raises ValueError unless a task is told where its images are."""
-    known = {"task", "name", "train", "val", "tests", "labels", "set"}
-    if not isinstance(entry, dict) or entry.get("task") not in TASKS:
+    if entry.get("task") not in TASKS:
         raise ValueError(
             f"{values.shown(entry)} is no task; it needs a task, one of "
             f"{', '.join(TASKS)}, with train and val."
         )
-    for key in entry:
-        if key not in known:
-            raise ValueError(f"A task has no {key!r}{values.hint(key, known, 0.5)}")
     task = entry["task"]
     if entry.get("val") is None or (entry.get("train") is None and task not in ALONE):
         raise ValueError(f"{task} needs --train=SPEC and --val=SPEC.")
-    if (entry.get("tests") or entry.get("labels")) and task != "linear":
+    if entry.get("tests") and task != "linear":
         raise ValueError(f"{task} takes no --test; the head of linear is run on them.")
+    if entry.get("labels") and task not in ("linear", "logreg"):
+        raise ValueError(f"{task} takes no --labels; linear and logreg do.")
 
 
 def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.Job:
@@ -254,13 +259,3 @@ def _there(job: results.Job) -> dict | None:
         return None
     print(f"{job.task}: {job.out}/results.json is there already", file=sys.stderr)
     return about
-
-
-def _read(path: pathlib.Path) -> dict:
-    """A JSON file that holds an object."""
-    try:
-        return dict(json.loads(path.expanduser().read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"--config={path} cannot be read as a JSON object: {error}"
-        ) from error

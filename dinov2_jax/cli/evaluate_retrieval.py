@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinov2_jax.cli import frozen
+from dinov2_jax.cli import frozen, ground_truth
 from dinov2_jax.cli.results import Job, Outcome, Picture
-from dinov2_jax.data import decode, sources, truth
+from dinov2_jax.data import decode, sources
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
@@ -159,7 +159,7 @@ def _revisited(job: Job, apply) -> Outcome:
         raise ValueError(
             "protocol=revisited needs --set truth=FILE, such as gnd_roxford5k.pkl."
         )
-    known = truth.read(pathlib.Path(s.truth).expanduser())
+    known = ground_truth.read(pathlib.Path(s.truth).expanduser())
     spec = job.val
     all_images = sources.open_source(spec)
     names = [pathlib.Path(all_images.name(i)).stem for i in range(len(all_images))]

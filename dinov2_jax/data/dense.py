@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import decode, layouts
+from dinov2_jax.data import decode, dense_tfds, layouts
+from dinov2_jax.data.pair import Pair, require_one_size
 
 IGNORED = -1  # a label that counts nowhere
 LABELLED = {
@@ -17,16 +17,10 @@ LABELLED = {
     "ade20k": layouts.ade20k,
     "voc": layouts.voc,
     "cityscapes": layouts.cityscapes,
+    "tfds": dense_tfds.opened,
 }
-MEASURED = {"pairs": layouts.folders, "nyud": layouts.nyud}
-"""Kind of a spec -> where its files are, with label maps and with depth maps."""
-
-
-class Pair(NamedTuple):
-    """One photograph and what is known of its pixels."""
-
-    image: np.ndarray  # [H W 3] uint8 RGB
-    target: np.ndarray  # [H W] int32 labels, -1 ignored; or float32 metres, 0 unknown
+MEASURED = {"pairs": layouts.folders, "nyud": layouts.nyud, "tfds": dense_tfds.opened}
+"""Kind of a spec -> where its files or entries are, of label maps and of depth maps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +47,11 @@ class Pairs:
             raise ValueError(
                 f"{path} or {target} cannot be read: {error}; mend or remove both."
             ) from error
-        if found.shape != image.shape[:2]:
-            raise ValueError(
-                f"{path} has {_size(image)} pixels, but {target} has {_size(found)}; "
-                "they must be equal."
-            )
+        require_one_size(image, found, path, target)
         return Pair(image, found)
 
     def name(self, index: int) -> str:
         return self.images[index]
-
-
-def _size(array: np.ndarray) -> str:
-    """Height x width."""
-    return "x".join(map(str, array.shape[:2]))
 
 
 def read_labels(path: str, classes: int, first: int = 0, ignore: int = 255):
@@ -82,6 +67,13 @@ def read_labels(path: str, classes: int, first: int = 0, ignore: int = 255):
     Raises: ValueError if the file is no label map or holds other ids.
     """
     ids = _pixels(path, ("1", "L", "P", "I", "I;16"), "a label map")
+    return labels_of(ids, path, classes, first, ignore)
+
+
+def labels_of(
+    ids: np.ndarray, path: str, classes: int, first: int = 0, ignore: int = 255
+) -> np.ndarray:
+    """The label map of [H W] ids; `path` names it, the rest is as `read_labels`."""
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{path} holds {ids.dtype}; a label map holds integers.")
     ids = ids.astype(np.int32)
@@ -110,6 +102,13 @@ def read_depth(path: str, scale: float = 1000.0) -> np.ndarray:
     found = _pixels(path, ("I", "I;16", "I;16B"), "a depth map of 16 bits")
     if path.endswith(".npy"):
         scale = 1.0
+    return depth_of(found, path, scale)
+
+
+def depth_of(found: np.ndarray, path: str, scale: float) -> np.ndarray:
+    """[H W] float32 metres of values of which `scale` make a metre, 0 where unknown."""
+    if found.dtype.kind not in "uif":
+        raise ValueError(f"{path} holds {found.dtype}; a depth map holds numbers.")
     depth = found.astype(np.float32) / np.float32(scale)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
@@ -150,59 +149,79 @@ def open_labels(
     first: int = 0,
     ignore: int = 255,
     max_pixels: int = decode.MAX_PIXELS,
-) -> Pairs:
+) -> Pairs | dense_tfds.TfdsPairs:
     """Photographs with label maps.
 
     Args:
         spec: pairs:IMAGES,LABELS (two folders; partners have the same path but for the
             extension; LABELS/classes.txt may name the classes, one a line),
             ade20k:ROOT:training|validation, voc:ROOT:train|val|trainval,
-            cityscapes:ROOT:train|val.
-        classes, first, ignore: of `read_labels`, for pairs:; the layouts know theirs.
-            None takes the number of lines of classes.txt.
+            cityscapes:ROOT:train|val, or a TFDS set as for `open_source`.
+        classes, first, ignore: of `read_labels`, for pairs: and tfds:; the layouts know
+            theirs. None takes the names of classes.txt, or those that TFDS knows.
         max_pixels: largest photograph that is decoded.
     Returns: the pairs, in the order of their names.
     Raises: ValueError if files are missing, with how many and which.
     """
     kind, rest = _kind(spec, LABELLED)
-    if kind == "pairs":
+    if kind == "tfds":
+        *found, names = dense_tfds.opened(spec, dense_tfds.LABELS)
+        names = _named(spec, names, classes, first)
+    elif kind == "pairs":
         found, names = layouts.folders(spec, rest)
-        if not names and not classes:
-            raise ValueError(
-                f"{spec} does not tell its classes; set classes, or write their names "
-                "into classes.txt in the folder of the label maps, one a line."
-            )
-        if names and classes not in (None, len(names)):
-            raise ValueError(
-                f"{spec} names {len(names)} classes in classes.txt, but {classes=}."
-            )
-        names = names or tuple(str(first + i) for i in range(classes))
+        names = _named(spec, names, classes, first)
     else:
         found, names = LABELLED[kind](spec, rest)
         first, ignore = int(kind == "ade20k"), 255
-    read = functools.partial(
-        read_labels, classes=len(names), first=first, ignore=ignore
-    )
+    told = {"classes": len(names), "first": first, "ignore": ignore}
+    if kind == "tfds":
+        read = functools.partial(labels_of, **told)
+        return dense_tfds.TfdsPairs(spec, *found, read, names, max_pixels)
+    read = functools.partial(read_labels, **told)
     return Pairs(*found, read, names, max_pixels)
+
+
+def _named(
+    spec: str, names: tuple[str, ...], classes: int | None, first: int
+) -> tuple[str, ...]:
+    """Names of all classes, their ids where the set does not tell."""
+    if not names and not classes:
+        raise ValueError(
+            f"{spec} does not tell its classes; set classes, or, for pairs:, write "
+            "their names into classes.txt in the folder of the label maps, one a line."
+        )
+    if names and classes not in (None, len(names)):
+        raise ValueError(f"{spec} names {len(names)} classes, but {classes=}.")
+    return names or tuple(str(first + i) for i in range(classes))
 
 
 def open_depth(
     spec: str, *, scale: float = 1000.0, max_pixels: int = decode.MAX_PIXELS
-) -> Pairs:
+) -> Pairs | dense_tfds.TfdsPairs:
     """Photographs with depth maps.
 
     Args:
         spec: pairs:IMAGES,DEPTHS (two folders; partners have the same path but for the
             extension), or nyud:ROOT:LIST, where LIST is train, test or a text file in
-            ROOT with an image and a depth map a line (nyu_train.txt for train).
-        scale: of `read_depth`.
+            ROOT with an image and a depth map a line (nyu_train.txt for train); or a
+            TFDS set as for `open_source`.
+        scale: of `read_depth`; depth of floating point is in metres.
         max_pixels: largest photograph that is decoded.
     Returns: the pairs.
     Raises: ValueError if files are missing, with how many and which.
     """
     kind, rest = _kind(spec, MEASURED)
+    if kind == "tfds":
+        *found, _ = dense_tfds.opened(spec, dense_tfds.DEPTHS)
+        read = functools.partial(_metres, scale=scale)
+        return dense_tfds.TfdsPairs(spec, *found, read, (), max_pixels)
     found, _ = MEASURED[kind](spec, rest)
     return Pairs(*found, functools.partial(read_depth, scale=scale), (), max_pixels)
+
+
+def _metres(found: np.ndarray, path: str, scale: float) -> np.ndarray:
+    """`depth_of` of an array whose floating point numbers are metres already."""
+    return depth_of(found, path, 1.0 if found.dtype.kind == "f" else scale)
 
 
 def _kind(spec: str, known: Iterable[str]) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def fit(
         raise ValueError(f"{dtype=}; choose one of {', '.join(DTYPES)}.")
     block = min(block, len(cs))
     padded = np.pad(cs, (0, -len(cs) % block), mode="edge").reshape(-1, block)
-    with _precision(dtype):
+    with precision(dtype):
         rows, targets = jnp.asarray(x, dtype), jnp.asarray(labels, jnp.int32)
         counts = np.ones(len(x)) if weights is None else np.asarray(weights, float)
         total = counts.sum()
@@ -113,19 +113,19 @@ def _fit_block(
             )
             return shares @ each + 0.5 * penalty * jnp.sum(p["kernel"] ** 2)
 
-        return _minimum(loss, _start(x, classes), iterations, tolerance, change)
+        return minimum(loss, zeros(x, classes), iterations, tolerance, change)
 
     found, count, value = jax.vmap(one)(penalties)
     return Fit(found["kernel"], found["bias"], value, count)
 
 
-def _start(x: jax.Array, classes: int) -> dict[str, jax.Array]:
+def zeros(x: jax.Array, classes: int) -> dict[str, jax.Array]:
     """Zeros."""
     kernel = jnp.zeros((x.shape[1], classes), x.dtype)
     return {"kernel": kernel, "bias": jnp.zeros(classes, x.dtype)}
 
 
-def _minimum(loss, start, iterations: int, tolerance: float, change: float):
+def minimum(loss, start, iterations: int, tolerance: float, change: float):
     """(parameters, iterations, loss) by L-BFGS from a start."""
     optimiser = optax.lbfgs(memory_size=10)
     both = optax.value_and_grad_from_state(loss)
@@ -185,15 +185,7 @@ def sweep(
     Raises: ValueError as `fit`, or if no row or every row would be held out.
     """
     _check(x, labels, classes)
-    number = round(held_out * len(x))
-    if not 0 < number < len(x):
-        raise ValueError(
-            f"{held_out=} of {len(x)} rows holds out {number}; choose a share that "
-            "leaves rows on both sides."
-        )
-    order = np.random.default_rng(seed).permutation(len(x))
-    out, weights = np.sort(order[:number]), np.ones(len(x))
-    weights[out] = 0  # and no second copy of the others
+    weights, out = held_out_rows(len(x), held_out, seed)
     cs = np.sort(np.asarray(cs, np.float64))
     tried = fit(x, labels, classes, cs, weights, **settings)
     accuracies = (guesses(tried, x[out]) == labels[out]).mean(1)
@@ -201,7 +193,26 @@ def sweep(
     return Sweep(best, accuracies, fit(x, labels, classes, [best], **settings))
 
 
-def _precision(dtype: str):
+def held_out_rows(
+    count: int, held_out: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [n] of all rows, 0 of those held out, and the numbers of these.
+
+    Raises: ValueError if no row or every row would be held out.
+    """
+    number = round(held_out * count)
+    if not 0 < number < count:
+        raise ValueError(
+            f"{held_out=} of {count} rows holds out {number}; choose a share that "
+            "leaves rows on both sides."
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    out, weights = np.sort(order[:number]), np.ones(count)
+    weights[out] = 0  # and no second copy of the others
+    return weights, out
+
+
+def precision(dtype: str):
     """The context in which JAX computes in that dtype."""
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 

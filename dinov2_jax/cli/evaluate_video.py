@@ -1,0 +1,107 @@
+"""Classes of clips: linear heads on the frozen features of a few frames of each.
+
+--train and --val are folder:DIR with DIR/CLASS/CLIP/FRAME.jpg, or DIR/CLASS/CLIP.mp4
+(which needs the extra `video`). pool=average is for sets whose classes a photograph
+shows (UCF101, K400), pool=concatenate for those that time shows (SSv2).
+"""
+
+import types
+
+import numpy as np
+
+from dinov2_jax.cli import evaluate_linear, frozen, heads, results
+from dinov2_jax.cli.results import Job, Outcome
+from dinov2_jax.data import video
+from dinov2_jax.evals import linear
+
+SETTINGS = (
+    frozen.IMAGES
+    | heads.SETTINGS
+    | {
+        "frames": 8,  # of a clip, spread evenly
+        "pool": "average",  # or concatenate: what becomes of their features
+    }
+)
+POOLS = ("average", "concatenate")
+
+
+def run(job: Job) -> Outcome:
+    """Train all heads on the clips of train and choose one on those of val."""
+    s, backbone = job.settings, job.backbone
+    heads.check(s, backbone.model.depth)
+    if s.pool not in POOLS:
+        raise ValueError(f"pool={s.pool}; choose one of {', '.join(POOLS)}.")
+    sources = {"train": _frames(job.train, s), "val": _frames(job.val, s)}
+    frozen.require_same_classes(sources["train"], sources["val"])
+    blocks, kinds = max(s.blocks), linear.kinds(s.blocks)
+    apply = evaluate_linear.inputs_of(backbone, blocks, s.compute)
+    # Which clips there are is settled in the sources, not frame by frame.
+    every = types.SimpleNamespace(**vars(s) | {"limit": 0})
+    sets = {}
+    for split, source in sources.items():
+        spec = f"{getattr(job, split)} ({s.frames} frames of {len(source.clips)} clips)"
+        found = frozen.features(
+            backbone, apply, f"linear{blocks}", spec, job.cache, every, source
+        )
+        sets[split] = clips(found, s.frames, s.pool, blocks + 1)
+    train, val = sets["train"], sets["val"]
+    width = backbone.model.width * (s.frames if s.pool == "concatenate" else 1)
+    batches = heads.from_rows(train.rows, train.labels, s.seed, s.steps)
+    classes = train.source.classes
+    found, history = heads.trained(job, batches, val.rows, val.labels, classes, width)
+    right = linear.accuracies(found, val.rows, val.labels, kinds)
+    chosen, told = heads.chosen_of(right, s)
+    guess = linear.guesses(found, chosen, val.rows, kinds)
+    heads.save(job.out / "head.npz", found, chosen, classes)
+    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    tables += heads.tables(right, s.rates, history)
+    data = {split: one.about for split, one in sets.items()}
+    return Outcome(told, data, pictures, tables)
+
+
+def _frames(spec: str, s) -> video.Frames:
+    """The frames of a folder of clips."""
+    kind, _, root = spec.partition(":")
+    if kind != "folder" or not root:
+        raise ValueError(
+            f"{spec}: clips come as folder:DIR with DIR/CLASS/CLIP/FRAME.jpg or video "
+            "files DIR/CLASS/CLIP.mp4."
+        )
+    return video.Frames(root, s.frames, s.limit)
+
+
+def clips(found: frozen.Set, frames: int, pool: str, parts: int) -> frozen.Set:
+    """Features of clips from those of their frames.
+
+    Args:
+        found: frames; those of one clip follow one another in the source.
+        frames: F of a clip.
+        pool: `average` or `concatenate`, each part by itself.
+        parts: of a row, [n parts*D].
+    Returns: rows [c parts*D] or [c parts*F*D], in the layout that the heads of
+        evals/linear read. A clip with an unreadable frame is left out and counted.
+    Raises: ValueError if no clip is whole.
+    """
+    of, counts = np.unique(found.records // frames, return_counts=True)
+    whole = of[counts == frames]
+    total = len(found.source) // frames
+    if not len(whole):
+        raise ValueError(
+            f"{found.about['spec']}: each of {total} clips has a frame that cannot be "
+            "decoded; check its files."
+        )
+    kept = np.isin(found.records // frames, whole)
+    rows = np.asarray(found.rows[kept]).reshape(len(whole), frames, parts, -1)
+    if pool == "average":
+        rows = rows.mean(axis=1)
+    else:
+        rows = rows.transpose(0, 2, 1, 3)
+    labels = found.labels[kept][::frames]
+    names = [found.source.clips[clip][0] for clip in whole]
+    about = found.about | {
+        "clips": len(whole),
+        "skipped_clips": total - len(whole),
+    }
+    return frozen.Set(
+        rows.reshape(len(whole), -1), labels, whole, names, found.source, about
+    )

@@ -1,0 +1,189 @@
+"""The training of all linear heads at once, which goes on where it was stopped."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dinov2_jax import sharding
+from dinov2_jax.cli import results
+from dinov2_jax.cli.results import Job, Table
+from dinov2_jax.evals import linear
+from dinov2_jax.train import progress
+
+SETTINGS = {
+    "steps": 12_500,  # 10 x 1,250
+    "train_batch": 128,  # images, or clips, a device
+    "rates": linear.RATES,  # learning rates at 256 of them
+    "blocks": (1, 4),  # numbers of last blocks whose cls tokens a head sees
+    "val_every": 1250,  # steps
+    "save_every": 1250,  # steps between two states on disk
+    "log_every": 50,
+    "seed": 0,
+}
+FREE = ("batch_size", "workers", "threads", "save_every", "log_every", "val_every")
+"""Settings that a training which goes on may change."""
+
+Batches = Callable[[int, int, Mesh], Iterator[tuple[jax.Array, jax.Array]]]
+"""(first step, batch, mesh) -> inputs [b F] and labels [b] of the steps from it on."""
+
+
+def check(s, depth: int) -> None:
+    """Raises ValueError for settings that cannot be.
+
+    Args:
+        s: with the names of SETTINGS.
+        depth: blocks of the backbone.
+    """
+    if not 1 <= min(s.blocks) <= max(s.blocks) <= depth:
+        raise ValueError(
+            f"blocks={s.blocks}; these weights have {depth}. Choose numbers from 1 to "
+            f"{depth}, for example --set blocks=1,{min(4, depth)}."
+        )
+    for key in ("steps", "train_batch", "val_every", "save_every", "log_every"):
+        if getattr(s, key) < 1:
+            raise ValueError(f"{key}={getattr(s, key)}; give 1 or more.")
+    if min(s.rates) <= 0:
+        raise ValueError(f"rates={s.rates} must all be positive.")
+
+
+def trained(
+    job: Job,
+    batches: Batches,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    width: int,
+) -> tuple[dict, list]:
+    """The heads after all steps, and (step, best accuracy on val) on the way.
+
+    Args:
+        job: its settings with the names of SETTINGS; the state is kept in its folder.
+        batches: what the heads learn from.
+        rows: [n F] inputs of val.
+        labels: [n] int.
+        classes: K names.
+        width: of one block's part of an input.
+    Raises: ValueError if the folder holds heads of another training.
+    """
+    s, mesh, kinds = (
+        job.settings,
+        sharding.make_mesh(),
+        linear.kinds(job.settings.blocks),
+    )
+    batch = s.train_batch * mesh.size
+    rates = linear.scaled(s.rates, batch)
+    key = jax.random.key(s.seed)
+    state = linear.start(key, kinds, width, len(classes), len(rates))
+    path = job.out / "training" / "state.msgpack"
+    told = {k: v for k, v in results.asked(job).items() if k not in ("tests", "labels")}
+    told["settings"] = {k: v for k, v in told["settings"].items() if k not in FREE}
+    told |= {"batch": batch, "classes": list(classes)}
+    state, history = _restored(path, state, told)
+    step = begin = int(state.step)
+    shown = progress.Progress(begin, s.steps)
+    with contextlib.closing(batches(begin, batch, mesh)) as made:
+        for x, wanted in made:
+            state, losses = linear.update(state, x, wanted, rates, kinds, s.steps)
+            step += 1
+            last = step == s.steps
+            if step % s.val_every == 0 or last:
+                right = linear.accuracies(state.heads, rows, labels, kinds)
+                history.append((step, float(max(x.max() for x in right.values()))))
+            if step % s.log_every == 0 or last:
+                low = min(float(x.min()) for x in losses.values())
+                best = f", best on val {history[-1][1]:.3f}" if history else ""
+                shown.show(step, f"loss of the best head {low:.4f}{best}")
+            if step % s.save_every == 0 or last:
+                _save(path, state, told, history)
+    return jax.device_get(state.heads), history
+
+
+def from_rows(rows: np.ndarray, labels: np.ndarray, seed: int, steps: int) -> Batches:
+    """Batches of inputs that are there already, each epoch in an order of its own."""
+
+    def batches(begin: int, batch: int, mesh: Mesh):
+        per = max(1, len(rows) // batch)  # steps of an epoch
+        for step in range(begin, steps):
+            order = np.random.default_rng([seed, step // per]).permutation(len(rows))
+            first = step % per * batch
+            chosen = np.take(order, range(first, first + batch), mode="wrap")
+            yield sharding.put((rows[chosen], labels[chosen]), mesh)
+
+    return batches
+
+
+def chosen_of(right: dict[str, np.ndarray], s) -> tuple[tuple[str, int], dict]:
+    """Which head is best on val, and its metrics.
+
+    Args:
+        right: of `linear.accuracies`.
+        s: with rates and blocks.
+    """
+    chosen = linear.best(right)
+    kind = next(k for k in linear.kinds(s.blocks) if k.name == chosen[0])
+    return chosen, {
+        "top1": float(right[chosen[0]][chosen[1]]),
+        "rate": float(s.rates[chosen[1]]),
+        "blocks": kind.blocks,
+        "mean_patch": int(kind.mean_patch),
+    }
+
+
+def _save(path: pathlib.Path, state: linear.State, told: dict, history: list) -> None:
+    """The state on disk, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    note = json.dumps(told | {"history": history})
+    saved = {"state": jax.device_get(state)._asdict(), "note": note}
+    part.write_bytes(flax.serialization.msgpack_serialize(saved))
+    os.replace(part, path)
+
+
+def _restored(path: pathlib.Path, state: linear.State, told: dict):
+    """The state that a stopped training left with its history, or the one given.
+
+    Raises: ValueError if it is that of other settings.
+    """
+    if not path.exists():
+        return state, []
+    saved = flax.serialization.msgpack_restore(path.read_bytes())
+    note = json.loads(saved["note"])
+    history = [tuple(pair) for pair in note.pop("history")]
+    wrong = [k for k in sorted(told) if told[k] != note.get(k)]
+    if wrong:
+        raise ValueError(
+            f"{path.parent} holds heads of another training; different are "
+            f"{', '.join(wrong)}. Choose another --out, or remove it."
+        )
+    return linear.State(**jax.tree.map(jnp.asarray, saved["state"])), history
+
+
+def save(path: pathlib.Path, heads, chosen: tuple[str, int], classes) -> None:
+    """The chosen head alone: kernel, bias, which it is and its classes."""
+    name, rate = chosen
+    part = path.with_name(path.name + ".part")
+    parts = {k: np.asarray(heads[name][k][rate]) for k in ("kernel", "bias")}
+    with part.open("wb") as file:
+        np.savez(file, kind=name, classes=np.array(classes), **parts)
+    os.replace(part, path)
+
+
+def tables(right: dict[str, np.ndarray], rates, history: list) -> list[Table]:
+    """Accuracy of every head, and the best on the way."""
+    rows = [
+        [f"{rate:g}", *(results.percent(right[name][i]) for name in right)]
+        for i, rate in enumerate(rates)
+    ]
+    way = [[step, results.percent(share)] for step, share in history]
+    return [
+        Table("All heads on val", ["learning rate", *right], rows),
+        Table("On the way", ["step", "best head on val"], way),
+    ]

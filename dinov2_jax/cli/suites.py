@@ -1,0 +1,77 @@
+"""Config files of `evaluate`: settings of one task, or the list of tasks of a suite."""
+
+import os
+import runpy
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dinov2_jax import values
+
+TASKS = ("set", "tasks")
+ENTRY = ("task", "train", "val", "tests", "labels", "set")
+
+
+def read(spec: str) -> dict[str, Any]:
+    """What get_config() of a Python file returns, as plain values.
+
+    Args:
+        spec: PATH, or PATH:ARGUMENT for get_config(ARGUMENT).
+    Raises: ValueError, one line, if it cannot be run or returns no ConfigDict.
+    """
+    path, _, argument = spec.partition(":")
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise values.ConfigError(f"--config={values.shown(path)} is no file.")
+    try:
+        found = runpy.run_path(path)
+        if "get_config" not in found:
+            raise values.ConfigError("it defines no get_config()")
+        config = found["get_config"](*([argument] if argument else []))
+        if not isinstance(config, ConfigDict):
+            raise values.ConfigError(
+                f"get_config() returns {type(config).__name__}, not an ml_collections "
+                "ConfigDict"
+            )
+        return config.to_dict()
+    except Exception as error:  # a config is a program: it may raise anything
+        text = " ".join(str(error).split())
+        raise values.ConfigError(
+            f"--config={path}: {type(error).__name__}: {text}"
+        ) from error
+
+
+def tasks(spec: str) -> tuple[dict, dict[str, dict]]:
+    """Settings of all tasks, and the tasks of a suite by name.
+
+    Args:
+        spec: as `read`; its config has `tasks`, name -> task, train, val and so on,
+            and may have `set`, settings of all tasks that know them.
+    Raises: ValueError, one line, if it is no suite.
+    """
+    config = read(spec)
+    for key in config:
+        if key not in TASKS:
+            hint = values.hint(key, TASKS, 0.5)
+            raise values.ConfigError(
+                f"--config={spec} has {key!r}, which is nothing{hint}"
+            )
+    entries, common = config.get("tasks"), config.get("set", {})
+    if not isinstance(entries, dict) or not entries or not isinstance(common, dict):
+        raise values.ConfigError(
+            f"--config={spec} has no tasks: config.tasks.NAME = {{...}}."
+        )
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise values.ConfigError(
+                f"--config={spec}: tasks.{name} is no dict of {ENTRY}."
+            )
+        for key in entry:
+            if key not in ENTRY:
+                hint = values.hint(key, ENTRY, 0.5)
+                raise values.ConfigError(
+                    f"--config={spec}: tasks.{name} has no {key!r}{hint}"
+                )
+        if os.path.basename(name) != name or name in (".", ".."):
+            raise values.ConfigError(f"--config={spec}: {name!r} names no folder.")
+    return common, entries

@@ -1,0 +1,78 @@
+"""Which labels each image has, of sets whose images have several."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinov2_jax.data import sources
+
+
+def of_tfds(spec: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Classes and targets of a TFDS set with the features of TFDS's VOC.
+
+    Args:
+        spec: tfds:NAME..., whose entries have `labels` and may have
+            `labels_no_difficult`.
+    Returns: K names; [n K] int8, 1 where an image has a label, 0 where not, -1 where
+        all of its objects of that class are difficult ones.
+    Raises: ValueError if it is no such set.
+    """
+    match = sources.TFDS.fullmatch(spec.removeprefix("tfds:"))
+    if not spec.startswith("tfds:") or match is None:
+        raise ValueError(
+            f"{spec}: several labels an image come from tfds:NAME[:SPLIT][@DATA_DIR], or "
+            "from --labels train=FILE --labels val=FILE."
+        )
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(match[1], data_dir=match[3])
+    features = builder.info.features
+    names = [k for k in ("labels", "labels_no_difficult") if k in features]
+    inner = getattr(features["labels"], "feature", None) if names else None
+    known = isinstance(inner, tfds.features.ClassLabel)
+    if not known:
+        raise ValueError(
+            f"{spec} has no `labels`, a sequence of classes; its features are "
+            f"{sorted(features)}."
+        )
+    skip = tfds.decode.SkipDecoding()
+    images = [k for k in features if isinstance(features[k], tfds.features.Image)]
+    data = builder.as_data_source(
+        match[2] or "train", decoders=dict.fromkeys(images, skip)
+    )
+    out = np.zeros((len(data), inner.num_classes), np.int8)
+    for row, entry in zip(out, (data[i] for i in range(len(data)))):
+        row[entry["labels"]] = 1 if len(names) == 1 else -1
+        row[entry[names[-1]]] = 1
+    return tuple(inner.names), out
+
+
+def of_file(
+    path: pathlib.Path, names: Sequence[str]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Classes and targets from a JSON file.
+
+    Args:
+        path: {"classes": [...], "images": {STEM: [class, ...]}}, and optionally
+            "difficult", like images, of labels that shall not count.
+        names: of the images; their stems are the keys.
+    Returns: as `of_tfds`, in the order of `names`.
+    Raises: ValueError if the file is no such list or lacks an image.
+    """
+    try:
+        found = json.loads(path.read_text())
+        classes = tuple(map(str, found["classes"]))
+        places = {name: i for i, name in enumerate(classes)}
+        out = np.zeros((len(names), len(classes)), np.int8)
+        for row, name in zip(out, names):
+            stem = pathlib.Path(name).stem
+            row[[places[x] for x in found.get("difficult", {}).get(stem, ())]] = -1
+            row[[places[x] for x in found["images"][stem]]] = 1
+        return classes, out
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} does not give the labels of these images ({error!r}); it needs "
+            '{"classes": [...], "images": {NAME: [class, ...]}}.'
+        ) from error

@@ -1,0 +1,28 @@
+"""A photograph with a value for every pixel."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Pair(NamedTuple):
+    """One photograph and what is known of its pixels."""
+
+    image: np.ndarray  # [H W 3] uint8 RGB
+    target: np.ndarray  # [H W] int32 labels, -1 ignored; or float32 metres, 0 unknown
+
+
+def require_one_size(
+    image: np.ndarray, target: np.ndarray, name: str, other: str
+) -> None:
+    """Raises ValueError, with both names, unless a photograph and its map fit."""
+    if target.shape != image.shape[:2]:
+        raise ValueError(
+            f"{name} has {_size(image)} pixels, but {other} has {_size(target)}; they "
+            "must be equal."
+        )
+
+
+def _size(array: np.ndarray) -> str:
+    """Height x width."""
+    return "x".join(map(str, array.shape[:2]))

@@ -209,6 +209,7 @@ def plane(height: int = 160, width: int = 240) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(pattern.astype(np.uint8)[..., None], 3, 2), metres
 
 
+@pytest.mark.torch  # again where scikit-image is installed
 def test_the_depth_of_a_scene_is_learnt(tmp_path):
     """The stereo pair's, where scikit-image is installed, else of a made-up floor."""
     specs = densefiles.scene_folders(tmp_path, plane)

@@ -311,6 +311,7 @@ def test_colour_and_brightness_do_not_solve_the_demo():
         assert (scores.argmax(1) == val[0]).mean() < 0.3
 
 
+@pytest.mark.torch
 def test_the_stereo_pair_matches_its_disparity():
     pytest.importorskip("skimage", reason="needs scikit-image")
     left, right, disparity = demo.stereo()

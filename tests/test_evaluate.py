@@ -410,6 +410,10 @@ def get_config():
     out = capsys.readouterr().out
     assert out.count("knn: top1 ") == 2 and "in the mean of 2" in out
     stamp = (tmp_path / "out" / "knn" / "results.json").stat().st_mtime_ns
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(path.read_text().replace('spec["val"]', '"demo:x"'))
+    assert command.main([*given[:2], f"--config={wrong}", *given[3:]]) == 1
+    assert "1 of 3 tasks have images that cannot" in capsys.readouterr().err
     assert command.main(given) == 0
     assert (tmp_path / "out" / "knn" / "results.json").stat().st_mtime_ns == stamp
     page = tmp_path / "table.html"

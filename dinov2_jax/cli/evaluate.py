@@ -30,6 +30,7 @@ import numpy as np
 
 from dinov2_jax import processes, values
 from dinov2_jax.cli import evaluation_table, frozen, results, suites
+from dinov2_jax.data import sources
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -46,6 +47,9 @@ TASKS = {
 
 ALONE = ("retrieval",)
 """Tasks that may go without --train."""
+
+PLAIN = ("knn", "linear", "logreg", "retrieval")
+"""Tasks whose images are data sources and nothing else."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -136,6 +140,7 @@ def run_all(options: argparse.Namespace) -> None:
     unused = [k for k in common if not any(hasattr(s, k) for _, s in jobs.values())]
     if unused:
         raise ValueError(f"No task of {options.config} has the setting {unused[0]}.")
+    _require_sources(entries)
     backbone = frozen.load(options.weights, options.name, options.which)
     found: dict[str, list[float]] = {}  # of a task, each set by its own metric
     for name, (entry, wanted) in jobs.items():
@@ -230,6 +235,24 @@ def _check(entry: dict) -> None:
         raise ValueError(f"{task} takes no --test; the head of linear is run on them.")
     if entry.get("labels") and task not in ("linear", "logreg"):
         raise ValueError(f"{task} takes no --labels; linear and logreg do.")
+
+
+def _require_sources(entries: Mapping[str, dict]) -> None:
+    """Raises ValueError, before any work, if images of a task cannot be opened."""
+    bad = {}
+    for name, entry in entries.items():
+        for key in ("train", "val") if entry["task"] in PLAIN else ():
+            try:
+                if entry.get(key):
+                    sources.open_source(entry[key])
+            except ValueError as error:
+                bad.setdefault(name, str(error))
+    if bad:
+        name = min(bad)
+        raise ValueError(
+            f"{len(bad)} of {len(entries)} tasks have images that cannot be opened: "
+            f"{', '.join(bad)}. {name}: {bad[name]}"
+        )
 
 
 def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.Job:

@@ -101,9 +101,10 @@ def test_rejected_steps_are_counted_between_two_lines_of_the_history():
         guard.add(None, step, terms(rejected), None)
     guard.finish(None)
     guard.finish(None)
-    tally.skipped += 5
-    assert tally.read() == {"health/rejected": 3, "data/skipped": 5}
-    assert tally.read() == {"health/rejected": 0, "data/skipped": 0}
+    tally.skipped, tally.retries = 5, 2
+    names = ("health/rejected", "data/skipped", "data/retries")
+    assert tally.read() == dict(zip(names, (3, 5, 2), strict=True))
+    assert tally.read() == dict.fromkeys(names, 0)
     assert not kept
 
 

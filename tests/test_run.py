@@ -115,7 +115,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path, caplog):
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_at_once_and_says_how_to_go_on(straight, tmp_path, number):
     workdir = tmp_path / "run"
     # never ends by itself

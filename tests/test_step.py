@@ -30,6 +30,7 @@ def test_the_loss_falls_on_a_repeated_batch(monkeypatch):
     assert all(np.isfinite(list(m.values())).all() for m in metrics)
 
 
+@pytest.mark.slow
 def test_packing_changes_no_number():
     steps = [
         tiny.train(tiny.config(mesh__packed=packed), one_device(), 2)[1]

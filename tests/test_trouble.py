@@ -83,7 +83,8 @@ def fill(folder, leave: int):
     return ballast
 
 
-@pytest.mark.parametrize("leave", [0, 300_000])  # bytes: no line more; no checkpoint
+# Bytes that are left: no line more; no checkpoint.
+@pytest.mark.parametrize("leave", [0, pytest.param(300_000, marks=pytest.mark.slow)])
 def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
     leave, straight, small_disk, capsys, told
 ):

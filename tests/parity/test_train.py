@@ -326,6 +326,7 @@ def test_losses_after_the_stored_fourth_step_equal_the_reference(run, trajectory
     trajectory.close(terms["loss/total"], want, 2e-5)
 
 
+@pytest.mark.slow  # tests/test_sharding.py accumulates a smaller model
 def test_gradient_accumulation_gives_the_same_step(run, trajectory_file):
     golden_run, states, _ = run(trajectory_file)
     batch, images = golden_run.batch(1), golden_run.dims["B"]

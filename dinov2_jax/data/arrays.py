@@ -1,6 +1,9 @@
 """Images in TFDS data sets and in ArrayRecord files, read without TensorFlow."""
 
+import bisect
+import concurrent.futures
 import difflib
+import itertools
 import os
 import re
 import struct
@@ -9,6 +12,7 @@ from dinov2_jax.data import manifest, remote
 from dinov2_jax.data.record import Record
 
 MAGIC = b"DLBL"  # opens a record that carries a label
+OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for reading at random
 
 
 def labelled_record(image: bytes, label: int) -> bytes:
@@ -22,6 +26,50 @@ def labelled_record(image: bytes, label: int) -> bytes:
     return MAGIC + struct.pack("<q", label) + image
 
 
+class Entries:
+    """The entries of ArrayRecord files, one file after the other, read at random.
+
+    array_record's own data source asks for lists of positions, for which its reader
+    looks through the whole index; a range costs the same however large a file is, and
+    keeps half of the memory.
+    """
+
+    def __init__(self, paths: list[str]):
+        """
+        Args:
+            paths: of the files; each is opened once to count its entries.
+        Raises: ValueError if one is no whole ArrayRecord file.
+        """
+        self._paths, self._readers = paths, {}
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            counts = pool.map(lambda path: self._open(path).num_records(), paths)
+            self._starts = [0, *itertools.accumulate(counts)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> bytes:
+        """Raises: ValueError, IndexError or RuntimeError if it cannot be read."""
+        file = bisect.bisect_right(self._starts, index) - 1
+        if file not in self._readers:
+            self._readers[file] = self._open(self._paths[file])
+        position = index - self._starts[file]
+        return self._readers[file].read(position, position + 1)[0]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_readers": {}}  # each process opens its own
+
+    @staticmethod
+    def _open(path: str):
+        """A reader of one file, which threads may share."""
+        from array_record.python import array_record_module
+
+        reader = array_record_module.ArrayRecordReader(path, OPTIONS)
+        if not reader.ok():
+            raise ValueError(f"{path} is missing, cut short or of another format.")
+        return reader
+
+
 class ArrayRecords:
     """Entries of ArrayRecord files: an encoded image, or a `labelled_record`."""
 
@@ -33,8 +81,6 @@ class ArrayRecords:
         Raises: ValueError if no file matches, they hold no record, or they are not
             what the manifest says.
         """
-        from array_record.python import array_record_data_source
-
         self._pattern = pattern
         packed, known = os.path.expanduser(pattern), None
         if os.path.isdir(packed):
@@ -46,7 +92,7 @@ class ArrayRecords:
         if not paths:
             raise ValueError(f"arrayrecord:{pattern} matches no file.")
         try:
-            self._data = array_record_data_source.ArrayRecordDataSource(paths)
+            self._data = Entries(paths)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"arrayrecord:{pattern} cannot be read as ArrayRecord: {error}"

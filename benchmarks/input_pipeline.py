@@ -4,10 +4,10 @@
 
 Makes JPEGs of 500 x 375 pixels from the embedded photographs and prints, as images per
 second of one core, in turns: the reference's pipeline (torchvision and Pillow, with its
-parameters), ours with crops cut on the host, ours with crops left to the devices,
-decoding alone. Then what the devices' share costs them, where the host's time goes, how
+parameters), ours with crops cut on the host by Pillow and by vector units, ours with
+crops left to the devices, decoding alone. Then what the devices' share costs them, where the host's time goes, how
 throughput grows with workers, and how long a step waits for its data.
-torchvision: pip install -e '.[peers]'.
+torchvision and cykooz.resizer: pip install -e '.[peers,simd]'.
 """
 
 import argparse
@@ -151,6 +151,7 @@ def speeds(source, o: argparse.Namespace) -> dict[str, list[float]]:
     ways = {
         "reference": lambda: drained(map(made, data)),
         "host": lambda: drained(batches(source, o.sample)),
+        "host, simd": lambda: drained(batches(source, o.sample, resize="simd")),
         "device, host side": lambda: drained(batches(source, o.sample, o.canvas)),
         "decode alone": lambda: drained(map(decode.decode, data)),
     }
@@ -279,6 +280,7 @@ def main() -> None:
         middle = {k: statistics.median(v) for k, v in found["images_per_cpu_s"].items()}
         found["ratios"] = {
             "host/reference": middle["host"] / middle["reference"],
+            "simd/reference": middle["host, simd"] / middle["reference"],
             "device/reference": middle["device, host side"] / middle["reference"],
             "device/decode": middle["device, host side"] / middle["decode alone"],
         }

@@ -1,6 +1,8 @@
 """The multi-crop augmentation: shapes, ranges, determinism, and each switch."""
 
 import dataclasses
+import itertools
+import pathlib
 import sys
 import types
 
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data import augment, draws, hue
+import dinov2_jax.data.demo
+from dinov2_jax.data import augment, draws, hue, resizing
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
 SMALL = draws.MultiCrop(global_size=32, local_size=16, local_number=3)
@@ -44,9 +47,9 @@ def test_the_same_generator_state_gives_the_same_views():
 
 def test_views_are_what_their_draws_say():
     global_views, local_views = views(SMALL, 5)
-    picture = Image.fromarray(IMAGE)
+    cut = resizing.pillow(IMAGE)
     for made, *draw in zip((*global_views, *local_views), *drawn(SMALL, 5)):
-        expected = augment.view(picture, draws.Draws(*draw), len(made), 128)
+        expected = augment.view(cut, draws.Draws(*draw), len(made), 128)
         np.testing.assert_array_equal(expected, made)
 
 
@@ -90,8 +93,26 @@ def test_without_any_chance_a_view_is_only_a_crop():
         SMALL, flip=0.0, jitter=0.0, gray=0.0, blur=(0.0,) * 3, solarize=(0.0,) * 3
     )
     box = drawn(crop, 2).box[0]
-    plain = augment.resized_crop(Image.fromarray(IMAGE), box, 32)
+    plain = resizing.pillow(IMAGE)(box, 32)
     np.testing.assert_array_equal(views(crop, 2)[0][0], plain)
+
+
+def test_gray_is_pillows_of_every_kind_of_colour():
+    colors = rng().integers(0, 256, (1000, 1000, 3)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(colors).convert("L"))
+    np.testing.assert_array_equal(augment.grayscale(colors)[..., 0], expected)
+
+
+def test_simd_cuts_what_pillow_cuts():
+    pytest.importorskip("cykooz_resizer")
+    path = pathlib.Path(dinov2_jax.data.demo.__file__).with_name("coffee.jpg")
+    image = np.asarray(Image.open(path).convert("RGB"))
+    ours, theirs = resizing.simd(image), resizing.pillow(image)
+    sides = np.random.default_rng(0).integers(20, min(image.shape[:2]), (20, 2))
+    for size, (height, width) in itertools.product((98, 224), np.sort(sides, axis=1)):
+        box = (7, 11, height, width)  # wide boxes: Pillow, too, takes rows first
+        error = np.abs(ours(box, size).astype(int) - theirs(box, size))
+        assert error.max() <= 2 and error.mean() < 0.02, (box, size)
 
 
 def test_neutral_factors_change_nothing():

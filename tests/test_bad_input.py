@@ -98,6 +98,7 @@ OVERRIDES = {
     "a feed-forward": ("model.ffn=gated", ["'gated'", "mlp, swiglu"]),
     "targets": ("loss.targets=centring", ["'centring'", "centering, sinkhorn"]),
     "a dtype": ("train.dtype=float16", ["'float16'", "float32, bfloat16"]),
+    "a resize": ("data.resize=cv2", ["'cv2'", "pillow, simd"]),
     "rematerialisation": ("mesh.remat=all", ["'all'", "none, full, dots"]),
     "a mesh": ("mesh.fsdp=3", ["mesh.fsdp=3", "[1, 2, 4, 8]"]),
     "a scaling": ("optim.lr_scaling=cubic", ["'cubic'", "sqrt"]),

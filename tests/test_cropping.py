@@ -9,7 +9,7 @@ from PIL import Image
 
 import dinov2_jax.data.demo
 from dinov2_jax import cropping
-from dinov2_jax.data import augment, batch, draws
+from dinov2_jax.data import augment, batch, draws, resizing
 
 PHOTOGRAPHS = sorted(pathlib.Path(dinov2_jax.data.demo.__file__).parent.glob("*.jpg"))
 CANVAS = 256
@@ -43,10 +43,10 @@ def drawn(images, seed=0):
     return CROP.draws(numbers, *np.array([image.shape[:2] for image in images]).T)
 
 
-def host(images, made):
+def host(images, made, resize="pillow"):
     """Global and local views as the host cuts them."""
     views = [
-        augment.views(image, draws.Draws(*draw), CROP)
+        augment.views(image, draws.Draws(*draw), CROP, resize)
         for image, *draw in zip(images, *made)
     ]
     return [np.stack(x) for x in zip(*views)]
@@ -63,10 +63,13 @@ def errors(got, expected):
     return np.abs(np.asarray(got).astype(int) - expected)
 
 
-def test_both_places_make_the_same_views_of_photographs(cut):
+@pytest.mark.parametrize("way", resizing.WAYS)
+def test_both_places_make_the_same_views_of_photographs(cut, way):
+    if way == "simd":
+        pytest.importorskip("cykooz_resizer")
     images = photographs(8)
     made = drawn(images)
-    for got, expected in zip(cut(images, made), host(images, made), strict=True):
+    for got, expected in zip(cut(images, made), host(images, made, way), strict=True):
         assert got.dtype == np.uint8
         error = errors(got, expected)
         # Rounding differs by a level here and there; jitter and hue widen it.

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dinov2_jax import cropping, flags, sharding
-from dinov2_jax.data import draws
+from dinov2_jax.data import draws, resizing
 from dinov2_jax.models import dino, heads, vit
 from dinov2_jax.train import optim, schedules, step
 from dinov2_jax.train.state import TrainState
@@ -253,6 +253,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
             f"data.augment_on={where!r}; choose host, device, or leave it empty for "
             "whichever suits the backend."
         )
+    resizing.require(config.data.resize)
     if canvas(config) and config.data.canvas < c.global_size:
         raise ValueError(
             f"data.canvas={config.data.canvas} is smaller than crops.global_size="

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
 from dinov2_jax.cli import assemble, data, workdir
@@ -46,7 +47,7 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.source}: none of {number} records can be decoded.")
     patch_size = vit.variant(config.model.variant)["patch_size"]
     found["images_per_cpu_s"] = speeds(
-        source, ids, assemble.multicrop(config), patch_size, config.data.canvas
+        source, ids, assemble.multicrop(config), patch_size, config.data
     )
     found |= bottlenecks(found["images_per_cpu_s"])
     print(text(found))
@@ -103,10 +104,16 @@ def speeds(
     ids: np.ndarray,
     multicrop: draws.MultiCrop,
     patch_size: int,
-    canvas: int,
+    way: ConfigDict,
 ) -> dict[str, float]:
     """Images per second of one core, of each stage alone and of both pipelines.
 
+    Args:
+        source: where the images come from.
+        ids: [n] numbers of records.
+        multicrop: the augmentation.
+        patch_size: pixels.
+        way: config.data.
     Returns: `read`, `decode`, `crops` (cut on the host); `host` and `device`: all that
         the host does where it, or a device, cuts the crops.
     """
@@ -119,11 +126,11 @@ def speeds(
 
     def cut(image: np.ndarray) -> None:
         made = multicrop.draws(multicrop.numbers(rng), *image.shape[:2])
-        augment.views(image, made, multicrop)
+        augment.views(image, made, multicrop, way.resize)
 
     crops = _rate(cut, images)
     found = {"read": read, "decode": decoded, "crops": crops}
-    for place, side, steps in (("host", None, 2), ("device", canvas, 8)):
+    for place, side, steps in (("host", None, 2), ("device", way.canvas, 8)):
         batches = pipeline.train_batches(
             source,
             multicrop=multicrop,
@@ -137,6 +144,7 @@ def speeds(
             stop=steps + 1,
             threads=0,
             canvas=side,
+            resize=way.resize,
         )
         next(batches)
         found[place] = BATCH * _rate(lambda _, made=batches: next(made), range(steps))

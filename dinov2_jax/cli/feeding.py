@@ -65,6 +65,7 @@ def batches(
         max_pixels=d.max_pixels,
         attempts=d.attempts,
         canvas=canvas,
+        resize=d.resize,
     )
     for step, built in enumerate(made, start):
         lost = skipped.add(built.skipped)

@@ -6,14 +6,15 @@ Pillow images, which is what the DINOv2 reference trains on.
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from dinov2_jax.data import hue
+from dinov2_jax.data import hue, resizing
 from dinov2_jax.data.draws import KERNEL, Draws, MultiCrop
+
+LUMA = np.array([[19595, 38470, 7471]], np.float32)  # shares of 2^16
 
 
 def views(
-    image: np.ndarray, draws: Draws, multicrop: MultiCrop
+    image: np.ndarray, draws: Draws, multicrop: MultiCrop, resize: str = "pillow"
 ) -> tuple[np.ndarray, np.ndarray]:
     """All views of one image.
 
@@ -21,28 +22,29 @@ def views(
         image: [H W 3] uint8 RGB.
         draws: [V ...] for its size.
         multicrop: what they were drawn for.
+        resize: a way of resizing.WAYS.
     Returns: [U S S 3] uint8 global views, [V-U s s 3] uint8 local views.
     """
-    picture, number = Image.fromarray(image), multicrop.global_number
+    cut, number = resizing.WAYS[resize](image), multicrop.global_number
     size, small = multicrop.global_size, multicrop.local_size
     views = np.empty((number, size, size, 3), np.uint8)
     local = np.empty((multicrop.local_number, small, small, 3), np.uint8)
     for out, *draw in zip((*views, *local), *draws):
-        out[:] = view(picture, Draws(*draw), len(out), multicrop.solarize_threshold)
+        out[:] = view(cut, Draws(*draw), len(out), multicrop.solarize_threshold)
     return views, local
 
 
-def view(picture: Image.Image, draw: Draws, size: int, threshold: int) -> np.ndarray:
+def view(cut: resizing.Cut, draw: Draws, size: int, threshold: int) -> np.ndarray:
     """One view: the pixels of its draws.
 
     Args:
-        picture: the whole image, RGB.
+        cut: of the whole image.
         draw: what to do with it, of one view.
         size: side of the view, pixels.
         threshold: of solarisation, 0..255.
     Returns: [size size 3] uint8.
     """
-    out = resized_crop(picture, draw.box, size)
+    out = cut(draw.box, size)
     if draw.flip:
         out = flipped(out)
     if draw.jitter:
@@ -55,19 +57,9 @@ def view(picture: Image.Image, draw: Draws, size: int, threshold: int) -> np.nda
     return solarized(out, threshold) if draw.solarize else out
 
 
-def resized_crop(
-    picture: Image.Image, box: np.ndarray | tuple[int, int, int, int], size: int
-) -> np.ndarray:
-    """[size size 3] uint8: a box (top, left, height, width), antialiased bicubic."""
-    top, left, height, width = map(int, box)
-    # Cropped first: resize(box=...) would read pixels beyond the box.
-    part = picture.crop((left, top, left + width, top + height))
-    return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
-
-
 def flipped(image: np.ndarray) -> np.ndarray:
     """[H W 3] uint8: the image with left and right exchanged."""
-    return np.ascontiguousarray(image[:, ::-1])
+    return cv2.flip(image, 1)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -113,8 +105,11 @@ JITTER = (brightness, contrast, saturation, hue.turned)  # numbered as in Draw.o
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
-    """[H W] uint8 luma with Pillow's rounding, which OpenCV's differs from."""
-    return np.asarray(Image.fromarray(image).convert("L"))
+    """[H W] uint8 luma by Pillow's formula, which OpenCV's differs from."""
+    out = cv2.transform(image.astype(np.float32), LUMA)  # whole numbers below 2^24
+    out += 2**15
+    out *= 2**-16
+    return out.astype(np.uint8)
 
 
 def _toward(image: np.ndarray, base: int, factor: float) -> np.ndarray:

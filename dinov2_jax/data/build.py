@@ -42,6 +42,7 @@ class TrainBuilder:
     order: grain.MapDataset
     multicrop: draws.MultiCrop
     canvas: int | None
+    resize: str
     side: int
     max_block: int
     mask_probability: float | None
@@ -68,18 +69,17 @@ class TrainBuilder:
             image = reading.image(position)[0]
             numbers = self.multicrop.numbers(self._rng(position))
             made = self.multicrop.draws(numbers, *image.shape[:2])
-            views.append(augment.views(image, made, self.multicrop))
+            views.append(augment.views(image, made, self.multicrop, self.resize))
         return batch.Batch(*map(np.stack, zip(*views)), *masks)
 
     def _canvases(self, reading: "Reading", positions: range, masks) -> batch.Uncropped:
         """Images as they are, and what the devices shall cut from them."""
-        images = np.empty((self.local, self.canvas, self.canvas, 3), np.uint8)
+        images = np.zeros((self.local, self.canvas, self.canvas, 3), np.uint8)
         sizes, numbers = np.empty((2, self.local), int), []
         for slot, position in enumerate(positions):
             image = reading.image(position)[0]
             height, width = sizes[:, slot] = image.shape[:2]
             images[slot, :height, :width] = image
-            images[slot, height:] = images[slot, :height, width:] = 0
             numbers.append(self.multicrop.numbers(self._rng(position)))
         made = self.multicrop.draws(np.stack(numbers), *sizes)
         return batch.Uncropped(images, made, *masks)

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
-from PIL import Image
 
-from dinov2_jax.data import augment, build, decode, draws, pipeline
+from dinov2_jax.data import augment, build, decode, draws, pipeline, resizing
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 
@@ -50,7 +49,7 @@ def view(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """
     numbers = rng.random((draws.CROP_ATTEMPTS, 4))
     box = draws.boxes(numbers, *image.shape[:2], SCALE, ASPECT)
-    out = augment.resized_crop(Image.fromarray(image), box, size)
+    out = resizing.pillow(image)(box, size)
     return augment.flipped(out) if rng.random() < FLIP else out
 
 

@@ -43,6 +43,7 @@ def train_batches(
     max_pixels: int = decode.MAX_PIXELS,
     attempts: int = 3,
     canvas: int | None = None,
+    resize: str = "pillow",
 ) -> Iterator[build.Built]:
     """This process's part of the batches of steps start..stop-1.
 
@@ -71,6 +72,7 @@ def train_batches(
         canvas: None cuts the crops here; else no crop is cut, but each image, shrunk
             to this side if it is larger, lies in a corner of a square of so many
             pixels, with the draws by which `cropping.views` cuts it.
+        resize: how crops are cut here, a way of resizing.WAYS.
     Returns: an iterator of build.Built, whose arrays are NumPy's; close() it to end
         its threads and workers.
     Raises: ValueError at once if sizes do not fit together, and while iterating if
@@ -100,6 +102,7 @@ def train_batches(
         order=order(source, seed),
         multicrop=multicrop,
         canvas=canvas,
+        resize=resize,
         side=side,
         max_block=masks.max_block(multicrop.global_size, patch_size),
         mask_probability=mask_probability,

@@ -6,10 +6,9 @@ import math
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from dinov2_jax import cropping
-from dinov2_jax.data import augment, batch, draws, masks
+from dinov2_jax.data import augment, batch, draws, masks, resizing
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +60,14 @@ def test_blur_is_within_one_level(ops):
         assert error.max() <= 1 and (error > 0).mean() < 1e-3, key
 
 
-def test_resized_crop_agrees_up_to_the_order_of_pillows_passes(ops):
+@pytest.mark.parametrize("way", resizing.WAYS)
+def test_resized_crop_agrees_up_to_the_order_of_pillows_passes(ops, way):
+    if way == "simd":
+        pytest.importorskip("cykooz_resizer")
+    cut = resizing.WAYS[way](ops["image"])
     for key, box in parameters(ops, "crop_resize"):
         place = (box["top"], box["left"], box["height"], box["width"])
-        got = augment.resized_crop(Image.fromarray(ops["image"]), place, box["size"])
+        got = cut(place, box["size"])
         error = np.abs(got.astype(int) - ops[key])
         # Pillow rounds between its passes and chooses their order by version.
         assert error.mean() < 0.3 and (error <= 2).mean() > 0.98, key

@@ -27,7 +27,8 @@ class Tables(NamedTuple):
     #                   and largest - smallest
     share: np.ndarray  # [256*256] float64 of the largest value that the middle one is,
     #                    by hue and saturation
-    roles: np.ndarray  # [3 256] uint8, of red, green and blue, by hue
+    roles: np.ndarray  # [3 3 256] uint8, 255 where red, green or blue is the largest,
+    #                    middle or smallest value, else 0, by hue
 
 
 @functools.cache
@@ -50,11 +51,12 @@ def tables() -> Tables:
     share = (place - sixth).astype(np.float32).astype(np.float64)
     down = np.where(sixth % 2, share, 1.0 - share)
     part = (np.arange(256) / 255.0).astype(np.float32).astype(np.float64)
+    roles = ROLES[sixth.astype(int) % 6].T[:, None] == np.arange(3)[:, None]
     return Tables(
         hue=hues.ravel(),
         flat=np.stack([saturation, smallest], axis=-1).view("<u2").ravel(),
         share=(1.0 - part * down[:, None]).ravel(),
-        roles=ROLES[sixth.astype(int) % 6].T.astype(np.uint8).copy(),
+        roles=np.where(roles, 255, 0).astype(np.uint8),
     )
 
 
@@ -62,8 +64,8 @@ def turned(image: np.ndarray, shift: float) -> np.ndarray:
     """[H W 3] uint8: hue turned by a share of the circle, in Pillow's 8-bit HSV."""
     known = tables()
     red, green, blue = cv2.split(image)
-    largest = np.maximum(np.maximum(red, green), blue)
-    smallest = np.minimum(np.minimum(red, green), blue)
+    largest = cv2.max(cv2.max(red, green), blue)
+    smallest = cv2.min(cv2.min(red, green), blue)
     middle = red + green + blue - largest - smallest  # modulo 256, as it is below 256
     span, fall = largest - smallest, largest - middle
     kind = (red != smallest) + np.uint8(4)
@@ -80,10 +82,11 @@ def turned(image: np.ndarray, shift: float) -> np.ndarray:
     middle = share.astype(np.uint8)
     channels = []
     for roles in known.roles:
-        role, channel = cv2.LUT(hue, roles), low.copy()
-        np.copyto(channel, middle, where=role == 1)
-        np.copyto(channel, largest, where=role == 0)
-        channels.append(channel)
+        parts = [
+            cv2.bitwise_and(cv2.LUT(hue, role), value)
+            for role, value in zip(roles, (largest, middle, low))
+        ]
+        channels.append(parts[0] | parts[1] | parts[2])
     return cv2.merge(channels)
 
 

@@ -50,6 +50,8 @@ class Entries:
 
     def __getitem__(self, index: int) -> bytes:
         """Raises: ValueError, IndexError or RuntimeError if it cannot be read."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no record {index} among {len(self)}.")
         file = bisect.bisect_right(self._starts, index) - 1
         if file not in self._readers:
             self._readers[file] = self._open(self._paths[file])

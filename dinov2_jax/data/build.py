@@ -1,13 +1,14 @@
 """One batch of a training step or of an evaluation, built from its records."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import grain
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import augment, batch, decode, draws, masks
+from dinov2_jax.data import augment, batch, buffers, decode, draws, masks
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
 
@@ -53,6 +54,7 @@ class TrainBuilder:
     group_size: int
     first: int
     local: int
+    squares: buffers.Buffers  # [local canvas canvas 3]
 
     def __call__(self, step: int) -> Built:
         start = int(step) * self.batch_size + self.first
@@ -65,28 +67,27 @@ class TrainBuilder:
     def _views(self, reading: "Reading", positions: range, masks) -> batch.Batch:
         """Crops, cut here image by image: large images never stand side by side."""
         views = []
-        for position in positions:
-            image = reading.image(position)[0]
-            numbers = self.multicrop.numbers(self._rng(position))
+        for numbers, (image, *_) in zip(self._numbers(positions), reading(positions)):
             made = self.multicrop.draws(numbers, *image.shape[:2])
             views.append(augment.views(image, made, self.multicrop, self.resize))
         return batch.Batch(*map(np.stack, zip(*views)), *masks)
 
     def _canvases(self, reading: "Reading", positions: range, masks) -> batch.Uncropped:
         """Images as they are, and what the devices shall cut from them."""
-        images = np.zeros((self.local, self.canvas, self.canvas, 3), np.uint8)
-        sizes, numbers = np.empty((2, self.local), int), []
-        for slot, position in enumerate(positions):
-            image = reading.image(position)[0]
+        images = self.squares.take()
+        sizes, numbers = np.empty((2, self.local), int), self._numbers(positions)
+        for slot, (image, *_) in enumerate(reading(positions)):
             height, width = sizes[:, slot] = image.shape[:2]
             images[slot, :height, :width] = image
-            numbers.append(self.multicrop.numbers(self._rng(position)))
-        made = self.multicrop.draws(np.stack(numbers), *sizes)
+            images[slot, height:] = images[slot, :height, width:] = 0
+        made = self.multicrop.draws(numbers, *sizes)
         return batch.Uncropped(images, made, *masks)
 
-    def _rng(self, position: int) -> np.random.Generator:
-        """The chance of a position."""
-        return np.random.default_rng([self.seed, VIEWS, position])
+    def _numbers(self, positions: range) -> np.ndarray:
+        """[b V n] the chance of each position."""
+        seeds = ([self.seed, VIEWS, position] for position in positions)
+        rngs = map(np.random.default_rng, seeds)
+        return np.stack([self.multicrop.numbers(rng) for rng in rngs])
 
     def _masks(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Batch.masks, mask_indices and mask_weights of a step."""
@@ -123,12 +124,17 @@ class Reading:
     skipped: list[int] = dataclasses.field(default_factory=list)
     retries: int = 0
 
-    def image(self, position: int) -> tuple[np.ndarray, int, int]:
-        """Pixels, label and number of a position's record, or of its substitute.
+    def __call__(self, positions: range) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Pixels, label and number of each position's record, or of its substitute.
 
         Raises: ValueError if ATTEMPTS records in a row cannot be decoded.
         """
-        index = int(self.order[position])
+        # Looked up together: images push Grain's own work out of the caches.
+        indices = [int(self.order[position]) for position in positions]
+        yield from map(self._image, positions, indices)
+
+    def _image(self, position: int, index: int) -> tuple[np.ndarray, int, int]:
+        """Those of one position, whose record is `index`."""
         for attempt in range(ATTEMPTS):
             try:
                 record, retries = self.reader.record(index)

@@ -28,10 +28,12 @@ class Builder:
         labels = np.empty(self.batch_size, np.int32)
         ids = np.empty(self.batch_size, np.int64)
         reading = build.Reading(self.reader, self.order, self.seed)
-        for slot in range(self.batch_size):
-            position = int(step) * self.batch_size + slot
-            pixels, labels[slot], ids[slot] = reading.image(position)
-            rng = np.random.default_rng([self.seed, build.VIEWS, position])
+        positions = range(
+            int(step) * self.batch_size, (int(step) + 1) * self.batch_size
+        )
+        for slot, (pixels, label, index) in enumerate(reading(positions)):
+            labels[slot], ids[slot] = label, index
+            rng = np.random.default_rng([self.seed, build.VIEWS, positions[slot]])
             images[slot] = view(pixels, self.size, rng)
         return build.EvalBatch(images, labels, ids, reading.counts()[0])
 

@@ -86,7 +86,7 @@ def read(url: str, start: int, size: int) -> bytes:
     """
     system, path = opened(url)
     try:
-        return system.cat_file(path, start, start + size)
+        return system.cat_file(path, start=start, end=start + size)
     except OSError:
         raise
     except Exception as error:

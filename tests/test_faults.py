@@ -1,10 +1,15 @@
 """Storage that fails: counted, named, bounded, or one clear error."""
 
 import contextlib
+import functools
 import hashlib
+import http.server
+import importlib.util
 import io
 import json
+import pickle
 import tarfile
+import threading
 import time
 
 import fsspec
@@ -203,6 +208,78 @@ def test_files_behind_a_url_are_those_on_the_disk(kind, tmp_path):
         memory.store.clear()
 
 
+@pytest.fixture
+def s3(monkeypatch):
+    """URL of an empty bucket on a server of S3's protocol."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    fsspec.filesystem("s3", skip_instance_cache=True).makedirs("bucket", exist_ok=True)
+    yield "s3://bucket"
+    server.stop()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def gs(monkeypatch):
+    """URL of an empty bucket on a server of Google Cloud Storage's protocol."""
+    # Read when gcsfs is imported; the server has no gRPC, which it would try first.
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    storage = emulator.Storage(use_memory_fs=True)
+    emulator.buckets.create_bucket("bucket", storage)
+    # Not the emulator's own server, which answers one connection at a time.
+    handler = functools.partial(emulator.RequestHandler, storage)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", place)
+    monkeypatch.setenv("FSSPEC_GS", '{"token": "anon"}')  # of worker processes
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    yield "gs://bucket"
+    server.shutdown()
+    server.server_close()
+    fsspec.filesystem("gs").clear_instance_cache()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("bucket", ["s3", "gs"])
+@pytest.mark.parametrize("kind", [as_tar, as_parquet])
+def test_a_run_reads_object_storage_as_it_reads_the_disk(
+    kind, bucket, tmp_path, request
+):
+    url = request.getfixturevalue(bucket)
+
+    def put(name, data):
+        fsspec.filesystem(bucket).pipe(f"{url}/{name}", data)
+
+    for name, images in (("data-0", IMAGES[:7]), ("data-1", DAMAGED[7:])):
+        spec = kind(tmp_path / name, images)
+        put(name, (tmp_path / name).read_bytes())
+    scheme = spec.partition(":")[0]
+    near = sources.open_source(f"{scheme}:{tmp_path}/data-{{0..1}}")
+    far = sources.open_source(f"{scheme}:{url}/data-{{0..1}}", cache_dir=tmp_path)
+    assert [far[i] for i in range(12)] == [near[i] for i in range(12)]
+    here = trained(near, steps=3)
+    there = trained(far, steps=3, workers=int(kind is as_tar))
+    for a, b in zip(there, here, strict=True):
+        np.testing.assert_array_equal(a.batch.global_crops, b.batch.global_crops)
+        np.testing.assert_array_equal(a.skipped, b.skipped)
+    put("data-0", b"cut")
+    lost = trained(pickle.loads(pickle.dumps(far)), steps=3)  # with nothing kept
+    names = {far.name(i) for step in lost for i in step.skipped}
+    assert any(f"{url}/data-0" in name for name in names)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed"
+)
 def test_a_url_whose_package_is_missing_names_the_extra():
     with pytest.raises(ValueError, match=r"dinov2_jax\[remote\]"):
         sources.open_source("tar:gs://bucket/x.tar")

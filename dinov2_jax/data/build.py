@@ -1,6 +1,7 @@
 """One batch of a training step or of an evaluation, built from its records."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -54,7 +55,6 @@ class TrainBuilder:
     group_size: int
     first: int
     local: int
-    squares: buffers.Buffers  # [local canvas canvas 3]
 
     def __call__(self, step: int) -> Built:
         start = int(step) * self.batch_size + self.first
@@ -74,7 +74,7 @@ class TrainBuilder:
 
     def _canvases(self, reading: "Reading", positions: range, masks) -> batch.Uncropped:
         """Images as they are, and what the devices shall cut from them."""
-        images = self.squares.take()
+        images = self._squares.take()
         sizes, numbers = np.empty((2, self.local), int), self._numbers(positions)
         for slot, (image, *_) in enumerate(reading(positions)):
             height, width = sizes[:, slot] = image.shape[:2]
@@ -82,6 +82,11 @@ class TrainBuilder:
             images[slot, height:] = images[slot, :height, width:] = 0
         made = self.multicrop.draws(numbers, *sizes)
         return batch.Uncropped(images, made, *masks)
+
+    @functools.cached_property
+    def _squares(self) -> buffers.Buffers:
+        """Where the images of a batch are laid out."""
+        return buffers.Buffers((self.local, self.canvas, self.canvas, 3))
 
     def _numbers(self, positions: range) -> np.ndarray:
         """[b V n] the chance of each position."""

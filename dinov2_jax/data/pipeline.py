@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from dinov2_jax.data import buffers, build, decode, draws, masks, sources
+from dinov2_jax.data import build, decode, draws, masks, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 
@@ -113,7 +113,6 @@ def train_batches(
         group_size=group_size,
         first=process * local,
         local=local,
-        squares=buffers.Buffers((local, canvas or 0, canvas or 0, 3)),
     )
     steps = grain.MapDataset.range(start, stop).map(builder)
     return iterate(steps, workers, threads, prefetch)

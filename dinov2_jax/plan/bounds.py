@@ -104,10 +104,10 @@ def run(images: float, batch: int, devices: int, seconds: float) -> dict[str, fl
     return {"images_s": rate, "days": hours / 24, "chip_hours": hours * devices}
 
 
-def overlapped(sent: Sequence[hlo.Collective], kind: str) -> float:
-    """Share of the bytes on the wire of one kind that overlap with computation."""
+def overlapped(sent: Sequence[hlo.Collective], kind: str) -> float | None:
+    """Share of the bytes of one kind that overlap with computation; None of none."""
     total = math.fsum(one.wire for one in sent if one.kind == kind)
     hidden = math.fsum(
         one.wire for one in sent if one.kind == kind and one.asynchronous
     )
-    return hidden / total if total else 0.0
+    return hidden / total if total else None

@@ -103,11 +103,14 @@ def _collectives(found: dict[str, Any]) -> Iterator[str]:
         yield "  collectives   none"
         return
     overlap = found["gathers_overlapped"]
-    unknown = ", overlap unknown without optimisations" if found["fast"] else ""
-    yield (
-        f"  collectives   {found['wire'] / MIB:.1f} MiB sent by a device and step"
-        + (unknown or f"; {overlap:.0%} of what is gathered overlaps")
-    )
+    if found["fast"]:
+        hidden = ", overlap unknown without optimisations"
+    elif overlap is None:
+        hidden = "; nothing is gathered"
+    else:
+        hidden = f"; {overlap:.0%} of what is gathered overlaps"
+    sent_mib = f"{found['wire'] / MIB:.1f} MiB sent by a device and step"
+    yield f"  collectives   {sent_mib}{hidden}"
     alike: dict[tuple, list] = collections.defaultdict(list)
     for one in sent:
         sizes = tuple((dtype, tuple(dims)) for dtype, dims in one["shapes"])
@@ -220,7 +223,9 @@ def _row(found: dict[str, Any]) -> str:
         found.get("largest") or "-",
     ]
     if "memory" in found:
-        overlap = "?" if found["fast"] else f"{found['gathers_overlapped']:.0%}"
+        overlap = found["gathers_overlapped"]
+        overlap = "-" if overlap is None else f"{overlap:.0%}"
+        overlap = "?" if found["fast"] else overlap
         run = found["run"]
         cells += [f"{found['wire'] / MIB:.1f}", overlap]
         cells += [f"{1e3 * found['bound']['seconds']:.1f}", f"{run['images_s']:.0f}"]

@@ -95,6 +95,11 @@ def test_the_command_compiles_the_step_for_tpus_that_are_not_there(found):
     full = found | {"peaks": peaks, "needed": 0.9 * found["limit"]}
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in table.page(full, "Ti/4")
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in text
+    alone = found | {"fast": False, "gathers_overlapped": None}  # as of rings of one
+    assert "; nothing is gathered" in table.page(alone, "Ti/4")
+    assert " | - | " in table.overview([alone]).splitlines()[-1].replace(
+        " | - | ", "", 1
+    )
     head, rule, *rows = table.overview([found, found]).splitlines()
     assert len(rows) == 2
     assert head.count("|") == rule.count("|") == rows[0].count("|")

@@ -67,7 +67,9 @@ class TrainBuilder:
     def _views(self, reading: "Reading", positions: range, masks) -> batch.Batch:
         """Crops, cut here image by image: large images never stand side by side."""
         views = []
-        for numbers, (image, *_) in zip(self._numbers(positions), reading(positions)):
+        for numbers, (image, *_) in zip(
+            self._numbers(positions), reading.images(positions)
+        ):
             made = self.multicrop.draws(numbers, *image.shape[:2])
             views.append(augment.views(image, made, self.multicrop, self.resize))
         return batch.Batch(*map(np.stack, zip(*views)), *masks)
@@ -76,7 +78,7 @@ class TrainBuilder:
         """Images as they are, and what the devices shall cut from them."""
         images = self._squares.take()
         sizes, numbers = np.empty((2, self.local), int), self._numbers(positions)
-        for slot, (image, *_) in enumerate(reading(positions)):
+        for slot, (image, *_) in enumerate(reading.images(positions)):
             height, width = sizes[:, slot] = image.shape[:2]
             images[slot, :height, :width] = image
             images[slot, height:] = images[slot, :height, width:] = 0
@@ -129,7 +131,7 @@ class Reading:
     skipped: list[int] = dataclasses.field(default_factory=list)
     retries: int = 0
 
-    def __call__(self, positions: range) -> Iterator[tuple[np.ndarray, int, int]]:
+    def images(self, positions: range) -> Iterator[tuple[np.ndarray, int, int]]:
         """Pixels, label and number of each position's record, or of its substitute.
 
         Raises: ValueError if ATTEMPTS records in a row cannot be decoded.

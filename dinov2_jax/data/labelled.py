@@ -31,7 +31,7 @@ class Builder:
         positions = range(
             int(step) * self.batch_size, (int(step) + 1) * self.batch_size
         )
-        for slot, (pixels, label, index) in enumerate(reading(positions)):
+        for slot, (pixels, label, index) in enumerate(reading.images(positions)):
             labels[slot], ids[slot] = label, index
             rng = np.random.default_rng([self.seed, build.VIEWS, positions[slot]])
             images[slot] = view(pixels, self.size, rng)

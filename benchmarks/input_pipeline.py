@@ -5,8 +5,9 @@
 Makes JPEGs of 500 x 375 pixels from the embedded photographs and prints, as images per
 second of one core, in turns: the reference's pipeline (torchvision and Pillow, with its
 parameters), ours with crops cut on the host by Pillow and by vector units, ours with
-crops left to the devices, decoding alone. Then what the devices' share costs them, where the host's time goes, how
-throughput grows with workers, and how long a step waits for its data.
+crops left to the devices, decoding alone. Then what the devices' share costs them, where
+the host's time goes, how throughput grows with workers, and how long a step waits for
+its data.
 torchvision and cykooz.resizer: pip install -e '.[peers,simd]'.
 """
 

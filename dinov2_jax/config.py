@@ -41,7 +41,7 @@ def default() -> ConfigDict:
     # devices see an image of at most `canvas` pixels a side, larger ones shrunk.
     c.data.augment_on = ""
     c.data.canvas = 512
-    c.data.resize = "pillow"  # on the host: pillow, or simd: to one level, and faster
+    c.data.resize = "pillow"  # how the host resizes crops: pillow, or simd (faster)
     c.data.max_skipped = 0.2  # share of a step's records; a run stops above it
 
     c.crops = ConfigDict()

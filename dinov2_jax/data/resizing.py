@@ -33,8 +33,8 @@ def simd(image: np.ndarray) -> Cut:
 
     Args:
         image: [H W 3] uint8.
-    Differs: rows first, always, and 8-bit weights, so that some values are another
-        neighbouring level; Pillow 13 takes columns first for some tall boxes.
+    Differs: some values by a level, because weights are shorter; in tall boxes more of
+        them, because Pillow 13 takes columns first there and this never does.
     """
     import cykooz_resizer as fast
 

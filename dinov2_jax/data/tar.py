@@ -93,7 +93,7 @@ def _images(members: tarfile.TarFile, shard: int, other: collections.Counter):
     """Entries of one file; those of one key stand side by side."""
     key, images, label = None, [], None
     for member in members:
-        members.members.clear()  # or it keeps a kilobyte of each
+        members.members.clear()  # or it keeps them all
         if not member.isfile():
             continue
         name = os.fsencode(member.name.removeprefix("./"))

@@ -7,6 +7,7 @@ import sys
 import types
 
 import numpy as np
+import peers
 import pytest
 from PIL import Image
 
@@ -104,7 +105,7 @@ def test_gray_is_pillows_of_every_kind_of_colour():
 
 
 def test_simd_cuts_what_pillow_cuts():
-    pytest.importorskip("cykooz_resizer")
+    peers.package("cykooz_resizer", "simd")
     path = pathlib.Path(dinov2_jax.data.demo.__file__).with_name("coffee.jpg")
     image = np.asarray(Image.open(path).convert("RGB"))
     ours, theirs = resizing.simd(image), resizing.pillow(image)

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import numpy as np
+import peers
 import pytest
 from PIL import Image
 
@@ -66,7 +67,7 @@ def errors(got, expected):
 @pytest.mark.parametrize("way", resizing.WAYS)
 def test_both_places_make_the_same_views_of_photographs(cut, way):
     if way == "simd":
-        pytest.importorskip("cykooz_resizer")
+        peers.package("cykooz_resizer", "simd")
     images = photographs(8)
     made = drawn(images)
     for got, expected in zip(cut(images, made), host(images, made, way), strict=True):

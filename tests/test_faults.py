@@ -14,9 +14,10 @@ import time
 
 import fsspec
 import numpy as np
+import peers
 import pyarrow
 import pytest
-from array_record.python import array_record_module
+import recordfiles
 from PIL import Image
 from pyarrow import parquet
 
@@ -53,11 +54,7 @@ def as_tar(path, images):
 
 
 def as_array_records(path, images):
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-    for image in images:
-        writer.write(image)
-    writer.close()
-    return f"arrayrecord:{path}"
+    return f"arrayrecord:{recordfiles.write(path, images)}"
 
 
 def as_parquet(path, images, **more):
@@ -211,7 +208,7 @@ def test_files_behind_a_url_are_those_on_the_disk(kind, tmp_path):
 @pytest.fixture
 def s3(monkeypatch):
     """URL of an empty bucket on a server of S3's protocol."""
-    pytest.importorskip("s3fs")
+    peers.package("s3fs", "remote")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
@@ -230,7 +227,7 @@ def gs(monkeypatch):
     """URL of an empty bucket on a server of Google Cloud Storage's protocol."""
     # Read when gcsfs is imported; the server has no gRPC, which it would try first.
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    pytest.importorskip("gcsfs")
+    peers.package("gcsfs", "remote")
     emulator = pytest.importorskip("gcp_storage_emulator.server")
     storage = emulator.Storage(use_memory_fs=True)
     emulator.buckets.create_bucket("bucket", storage)

@@ -12,6 +12,7 @@ import tarfile
 import numpy as np
 import pyarrow
 import pytest
+import recordfiles
 from PIL import Image
 from pyarrow import parquet
 
@@ -138,20 +139,11 @@ def test_a_compressed_tar_file_is_refused(tmp_path):
         sources.open_source(f"tar:{tmp_path}/x.tar")
 
 
-def array_record(path, entries, options="group_size:1,uncompressed"):
-    module = pytest.importorskip("array_record.python.array_record_module")
-    writer = module.ArrayRecordWriter(str(path), options)
-    for entry in entries:
-        writer.write(entry)
-    writer.close()
-    return str(path)
-
-
 def test_array_records_hold_images_with_and_without_labels(tmp_path):
     for shard, entries in enumerate(
         [[jpeg(1), jpeg(2)], [arrays.labelled_record(jpeg(3), 5)]]
     ):
-        array_record(f"{tmp_path}/{shard}.array_record", entries)
+        recordfiles.write(f"{tmp_path}/{shard}.array_record", entries)
     source = sources.open_source(f"arrayrecord:{tmp_path}/*.array_record")
     source = pickle.loads(pickle.dumps(source))
     assert [source[i].image for i in range(3)] == [jpeg(1), jpeg(2), jpeg(3)]
@@ -165,7 +157,7 @@ def test_threads_read_entries_of_the_same_files(tmp_path, group):
     parts = enumerate([entries[:7], entries[7:8], entries[8:]])
     options = f"group_size:{group},uncompressed"
     read = arrays.Entries(
-        [array_record(tmp_path / f"{i}", x, options) for i, x in parts]
+        [recordfiles.write(tmp_path / f"{i}", x, options) for i, x in parts]
     )
     order = np.random.default_rng(0).integers(0, len(read), 2000).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -176,7 +168,7 @@ def test_threads_read_entries_of_the_same_files(tmp_path, group):
 
 
 def test_a_file_that_is_cut_short_is_named(tmp_path):
-    path = pathlib.Path(array_record(tmp_path / "a", [b"x" * 1000] * 100))
+    path = pathlib.Path(recordfiles.write(tmp_path / "a", [b"x" * 1000] * 100))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=f"{path} is missing, cut short"):
         sources.open_source(f"arrayrecord:{path}")

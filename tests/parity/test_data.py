@@ -5,6 +5,7 @@ import math
 
 import jax
 import numpy as np
+import peers
 import pytest
 
 from dinov2_jax import cropping
@@ -63,7 +64,7 @@ def test_blur_is_within_one_level(ops):
 @pytest.mark.parametrize("way", resizing.WAYS)
 def test_resized_crop_agrees_up_to_the_order_of_pillows_passes(ops, way):
     if way == "simd":
-        pytest.importorskip("cykooz_resizer")
+        peers.package("cykooz_resizer", "simd")
     cut = resizing.WAYS[way](ops["image"])
     for key, box in parameters(ops, "crop_resize"):
         place = (box["top"], box["left"], box["height"], box["width"])

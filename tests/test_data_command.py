@@ -175,6 +175,16 @@ def test_stats_tell_sizes_classes_and_the_speed_of_each_stage(images, tmp_path, 
     assert os.listdir(out) and "1 unreadable" in printed
 
 
+def test_stats_refuse_a_config_whose_crops_cannot_be_cut(images, tmp_path, capsys):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from dinov2_jax.config import default\n\n\ndef get_config():\n"
+        "    c = default()\n    c.data.resize = 'cv2'\n    return c\n"
+    )
+    assert data("stats", f"folder:{images}", f"--config={config}") == 1
+    assert "data.resize='cv2'; choose one of pillow" in capsys.readouterr().err
+
+
 def test_nothing_readable_is_told(tmp_path, capsys):
     (tmp_path / "x.jpg").write_bytes(b"no image")
     assert data("stats", f"folder:{tmp_path}") == 1

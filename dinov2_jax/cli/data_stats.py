@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
 from dinov2_jax.cli import assemble, data, workdir
-from dinov2_jax.data import augment, decode, draws, pipeline, sources
+from dinov2_jax.data import augment, decode, draws, pipeline, resizing, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
@@ -37,6 +37,7 @@ def main(options: argparse.Namespace) -> int:
     if options.records < 1:
         raise ValueError(f"--records={options.records} must be at least 1.")
     config = settings.load(options.config) if options.config else settings.default()
+    resizing.require(config.data.resize)
     source = sources.open_source(data.spec(options.source))
     number = min(options.records, len(source))
     ids = np.arange(number) * len(source) // number

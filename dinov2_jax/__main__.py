@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from dinov2_jax import __version__
+from dinov2_jax import __version__, errors
 
 COMMANDS = {
     "train": "pretrain from a config; the same command again continues",
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     module = importlib.import_module(f"dinov2_jax.cli.{command}")
     try:
         return ended(module.main(rest))
-    except (ValueError, OSError) as error:
+    except (errors.Error, OSError) as error:
         message = " ".join(str(error).split())
         print(f"dinov2-jax {command}: {message}", file=sys.stderr)
         return ended(1, message)

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dinov2_jax import tree
+from dinov2_jax import errors, tree
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def manager(
     Raises: ValueError if keep is below 1.
     """
     if keep < 1:
-        raise ValueError(f"checkpoint.keep={keep}; keep at least 1.")
+        raise errors.InputError(f"checkpoint.keep={keep}; keep at least 1.")
     folder = folder.absolute()
     if jax.process_index() == 0:
         for left in folder.glob("*.orbax-checkpoint-tmp*"):
@@ -112,7 +112,7 @@ def restore(
             checkpoints.delete(bad)
         return step, found["state"], found["note"]
     if broken:
-        raise ValueError(
+        raise errors.InputError(
             f"None of the checkpoints {broken} in {checkpoints.directory} can be read "
             "with this config; restore the folder or choose another --workdir."
         )
@@ -151,7 +151,7 @@ def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any
             shapes = tree.map_named(shape, batch)
             found = reader.restore(folder, {"state": state, "batch": shapes})
     except Exception as error:  # Orbax raises whatever it met
-        raise ValueError(
+        raise errors.InputError(
             f"{folder} holds no step of this config that can be read "
             f"({_short(error)}); give "
             "WORKDIR/failed/STEP of a run of the same config."
@@ -176,7 +176,7 @@ def load_params(folder: pathlib.Path, which: str = "teacher") -> dict:
     folder = folder.absolute()
     steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
     if not steps:
-        raise ValueError(f"{folder} holds no checkpoint; train first.")
+        raise errors.InputError(f"{folder} holds no checkpoint; train first.")
     path = folder / str(steps[-1]) / "state"
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.PyTreeCheckpointer() as reader:

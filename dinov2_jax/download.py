@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
-from dinov2_jax import meter
+from dinov2_jax import errors, meter
 
 try:
     import fcntl
@@ -85,7 +85,7 @@ def fetch(
                     for left in (part, _note(part)):
                         left.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{url} cannot be kept in {folder}: {error}. Choose another folder by the "
             "variable DINOV2_JAX_CACHE."
         ) from error
@@ -142,7 +142,7 @@ def _complete(
         size = _size(file)
         failed, most = (1, size) if size > most else (failed + 1, most)
         if last or failed >= tries:
-            raise ValueError(
+            raise errors.InputError(
                 f"{url} cannot be downloaded ({reason}); {size} bytes are kept in "
                 f"{part} and continued by the next call. Check the network, or get the "
                 "file another way and give its path."
@@ -211,7 +211,7 @@ def _describe(answer: http.client.HTTPResponse, url: str) -> dict:
     """
     head = answer.headers
     if head.get_content_type() == "text/html":
-        raise ValueError(
+        raise errors.InputError(
             f"{url} answers with a web page, not a file; is there a login page or proxy "
             "in between?"
         )
@@ -246,7 +246,7 @@ def _store(
     size = _size(file)
     free = shutil.disk_usage(part.parent).free
     if total is not None and total - size > free:
-        raise OSError(f"{total - size} bytes are to come and {free} are free")
+        raise errors.FileError(f"{total - size} bytes are to come and {free} are free")
     shown.begin(size, total)
     while True:
         try:
@@ -284,7 +284,7 @@ def _verify(
     found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(sha256.lower()):
         file.truncate(0)
-        raise ValueError(
+        raise errors.InputError(
             f"{name} has the SHA-256 {found}, not {sha256}...; it was damaged on its "
             "way or replaced. It is removed; try again."
         )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import sharding
+from dinov2_jax import errors, sharding
 
 
 def stream(
@@ -48,16 +48,20 @@ def extract(
     for part in batches:
         rows = len(part.images) * jax.process_count()
         if rows % mesh.size:
-            raise ValueError(
+            raise errors.InputError(
                 f"A batch of {rows} images does not divide over {mesh.size} devices; "
                 "choose a multiple of their number."
             )
         placed = sharding.put((part.images, part.labels, part.ids), mesh)
         found.append(sharding.whole((apply(placed[0]), placed[1], placed[2])))
     if not found:
-        raise ValueError("There is no batch to take features from; give a larger set.")
+        raise errors.InputError(
+            "There is no batch to take features from; give a larger set."
+        )
     features, labels, ids = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
     kept = ids >= 0
     if not kept.any():
-        raise ValueError("No image of the set could be decoded; check its files.")
+        raise errors.InputError(
+            "No image of the set could be decoded; check its files."
+        )
     return jax.tree.map(lambda x: x[kept], features), labels[kept], ids[kept]

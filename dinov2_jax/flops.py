@@ -10,6 +10,7 @@ fused attention computes again for itself in its backward pass.
 import dataclasses
 import itertools
 
+from dinov2_jax import errors
 from dinov2_jax.models import dino, heads, layers, vit
 
 Stacks = tuple[tuple[int, int], ...]
@@ -107,7 +108,9 @@ def step(
     Raises: ValueError if the groups do not divide the batch.
     """
     if batch % groups:
-        raise ValueError(f"A batch of {batch} does not divide into {groups} groups.")
+        raise errors.InputError(
+            f"A batch of {batch} does not divide into {groups} groups."
+        )
     net, views = model.backbone, global_number + local_number
     drop = net.drop_path if drop_path is None else drop_path
     remat = net.remat if remat is None else remat
@@ -189,7 +192,7 @@ def _repeated(net: vit.ViT, stacks: Stacks, remat: str) -> int:
     Raises: ValueError for a policy that does not exist.
     """
     if remat not in vit.POLICIES:
-        raise ValueError(
+        raise errors.InputError(
             f"{remat=} is unknown; choose one of {', '.join(vit.POLICIES)}."
         )
     if remat == "none":

@@ -8,6 +8,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov2_jax import errors
+
 
 def spread(keys: np.ndarray, shards: int) -> jax.Array:
     """Keys laid once over the first devices, for many calls of `topk`.
@@ -45,7 +47,7 @@ def topk(
     """
     number = len(keys) if number is None else number
     if not 1 <= k <= number:
-        raise ValueError(
+        raise errors.InputError(
             f"{k} neighbours are asked for among {number} keys; ask for 1 to {number}."
         )
     keys = jnp.pad(keys, ((0, -len(keys) % shards), (0, 0)))
@@ -109,7 +111,7 @@ def _mesh(shards: int) -> Mesh:
     """The first devices in a row."""
     devices = jax.devices()
     if not 1 <= shards <= len(devices):
-        raise ValueError(
+        raise errors.InputError(
             f"{shards=} must be 1 to {len(devices)}, the devices there are."
         )
     return jax.make_mesh(

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from dinov2_jax import watchdog
+from dinov2_jax import errors, watchdog
 
 KEYS = [f"DINOV2_JAX_{name}" for name in ("COORDINATOR", "PROCESSES", "PROCESS")]
 GREETING = "dinov2-jax"
@@ -38,7 +38,7 @@ def start() -> str:
     """
     values, host, timeout = [os.environ.get(key) for key in KEYS], None, WAIT
     if any(values) and not all(values):
-        raise ValueError(f"Set all of {', '.join(KEYS)}, or none; got {values}.")
+        raise errors.InputError(f"Set all of {', '.join(KEYS)}, or none; got {values}.")
     given = values if all(values) else _srun()
     if given:
         address, processes, process, timeout = _parsed(*given)
@@ -139,14 +139,14 @@ def _parsed(address: str, processes: str, process: str) -> tuple:
         timeout = float(os.environ.get("DINOV2_JAX_TIMEOUT", WAIT))
         host, port = address.rsplit(":", 1)
         if not host or not 0 < int(port) < 65536 or timeout <= 0:
-            raise ValueError
+            raise errors.InputError
     except ValueError as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{given} need HOST:PORT, a number and an index, and DINOV2_JAX_TIMEOUT "
             "seconds above 0."
         ) from error
     if not 0 <= index < number:
-        raise ValueError(f"{given}: the index must lie in 0..{number - 1}.")
+        raise errors.InputError(f"{given}: the index must lie in 0..{number - 1}.")
     return address, number, index, timeout
 
 
@@ -174,7 +174,7 @@ def _gather(address: str, port: int, processes: int, until: float, timeout: floa
     try:
         listener = socket.create_server(("", port), backlog=processes)
     except OSError as error:
-        raise OSError(
+        raise errors.FileError(
             f"Process 0 cannot listen at {address} ({error.strerror}); end what uses "
             f"the port, or choose another in {KEYS[0]}."
         ) from error
@@ -195,7 +195,7 @@ def _gather(address: str, port: int, processes: int, until: float, timeout: floa
             peer.sendall(f"missing {missing}\n".encode() if missing else b"go\n")
             peer.close()
     if missing:
-        raise TimeoutError(
+        raise errors.ProcessTimeout(
             f"{len(missing)} of {processes} processes did not come to {address} within "
             f"{timeout:g} s: {missing[:16]}. Start all with the same {KEYS[0]}, or "
             "raise DINOV2_JAX_TIMEOUT."
@@ -220,7 +220,7 @@ def _join(host: str, port: int, process: int, until: float, timeout: float) -> N
     if said == "go":
         return
     why = f"it reports {said}" if said else "nothing of ours answers there"
-    raise TimeoutError(
+    raise errors.ProcessTimeout(
         f"Process {process} did not meet the others at {host}:{port} within "
         f"{timeout:g} s: {why}. Check the address and that process 0 runs, or raise "
         "DINOV2_JAX_TIMEOUT."

@@ -12,7 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax import tree
+from dinov2_jax import errors, tree
 
 BATCH = P(("replica", "fsdp"))
 
@@ -101,7 +101,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     total, slices = len(devices), len({_slice(d) for d in devices})
     if fsdp < 1 or total % fsdp:
-        raise ValueError(
+        raise errors.InputError(
             f"mesh.fsdp={fsdp} does not divide {total} devices; choose one of "
             f"{[n for n in range(1, total + 1) if total % n == 0]}, or 0."
         )

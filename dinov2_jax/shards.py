@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from dinov2_jax import errors
+
 
 def claim(folder: pathlib.Path, manifest: Mapping) -> None:
     """Make the folder, or check that it was begun with the same manifest.
@@ -32,7 +34,7 @@ def claim(folder: pathlib.Path, manifest: Mapping) -> None:
         keys = [k for k in keys if k != "versions"]
         if keys:
             what = "; ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys)
-            raise ValueError(
+            raise errors.InputError(
                 f"{folder} holds features of another making ({what}); choose another "
                 "--out, or remove it first."
             )
@@ -166,13 +168,13 @@ def open_features(
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{folder} holds no features ({error}); make them with dinov2-jax embed."
         ) from error
     shards = -(-manifest["records"] // manifest["shard_size"])
     left = sum(last - first for first, last in missing(folder, 0, shards))
     if left:
-        raise ValueError(
+        raise errors.InputError(
             f"{left} of {shards} shards in {folder} are not written yet; run the same "
             "dinov2-jax embed again."
         )

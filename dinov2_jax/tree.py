@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from dinov2_jax import errors
+
 
 def path_name(path: tuple) -> str:
     """Slash-separated name of a leaf, e.g. `backbone/blocks/attn/qkv/kernel`."""
@@ -47,7 +49,7 @@ def by_rule(rules: Mapping[str, Any], tree: Any) -> Any:
     def value(name: str, leaf: Any) -> Any:
         hits = [pattern for pattern in rules if re.fullmatch(pattern, name)]
         if len(hits) != 1:
-            raise ValueError(
+            raise errors.InputError(
                 f"Parameter {name!r} matches {len(hits)} rules {hits}; it needs exactly "
                 f"one of {list(rules)}. Add or narrow a rule."
             )

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from dinov2_jax import errors
 
-class ConfigError(ValueError):
+
+class ConfigError(errors.InputError):
     """A setting that cannot be used; the message is one line for the user."""
 
 

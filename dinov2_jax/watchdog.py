@@ -16,6 +16,8 @@ import time
 
 import numpy as np
 
+from dinov2_jax import errors
+
 GREETING = "dinov2-jax watch"
 SILENT = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that has gone silent is given up after 30 seconds."""
@@ -135,7 +137,7 @@ def _accepted(listener: socket.socket, number: int, timeout: float) -> dict:
             peer, _ = listener.accept()
         except TimeoutError as error:
             missing = sorted(set(range(1, number)) - set(peers))
-            raise TimeoutError(
+            raise errors.ProcessTimeout(
                 f"{len(missing)} of {number} processes did not connect to process 0 "
                 f"within {timeout:g} s: {missing[:16]}; see what they say."
             ) from error

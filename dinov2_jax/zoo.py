@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import checkpoint, download
+from dinov2_jax import checkpoint, download, errors
 from dinov2_jax.convert import adapt, infer, names, probes, read
 from dinov2_jax.models import vit
 
@@ -98,14 +98,14 @@ def load_head(
     elif not path.is_file():
         near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"{source} is no file and no released head{hint}")
+        raise errors.InputError(f"{source} is no file and no released head{hint}")
     tensors, _ = read.tensors(path)
     if max_depth is None:
         max_depth = 80.0 if "kitti" in path.name else 10.0
     try:
         return probes.read_head(tensors, max_depth)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise errors.InputError(f"{path}: {error}") from error
 
 
 def module(about: Mapping, **overrides) -> vit.ViT:
@@ -116,7 +116,7 @@ def module(about: Mapping, **overrides) -> vit.ViT:
     fields = {field.name for field in dataclasses.fields(vit.ViT)}
     given = {key: value for key, value in about.items() if key in fields} | overrides
     if "heads" not in given:
-        raise ValueError(
+        raise errors.InputError(
             f"These weights do not tell their number of attention heads, and width "
             f"{given['width']} is no multiple of {infer.HEAD_WIDTH}; give a folder or "
             "file with a config that does."
@@ -150,7 +150,7 @@ def read_any(source: str | os.PathLike, which: str = "teacher") -> read.Weights:
     if not path.exists():
         near = difflib.get_close_matches(str(source), RELEASED, 1, 0.8)
         hint = f"; did you mean {near[0]}?" if near else " such as dinov2_vits14_reg."
-        raise ValueError(
+        raise errors.InputError(
             f"{source} is no official name and no path; give a workdir, a .pth or "
             f".safetensors file, a Hugging Face folder, or a name{hint}"
         )
@@ -167,7 +167,7 @@ def is_run(path: pathlib.Path) -> bool:
 def _of_run(folder: pathlib.Path, which: str) -> read.Weights:
     """The newest checkpoint's teacher or student, with what the config tells."""
     if which not in PARTS:
-        raise ValueError(f"which={which!r}; choose one of {', '.join(PARTS)}.")
+        raise errors.InputError(f"which={which!r}; choose one of {', '.join(PARTS)}.")
     config = folder / "config.json"
     try:
         model = json.loads(config.read_text())["model"]
@@ -178,7 +178,7 @@ def _of_run(folder: pathlib.Path, which: str) -> read.Weights:
             "offset": model["offset"],
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{config} tells the patch size and heads of this run, but cannot be read "
             f"({error!r}); restore it."
         ) from error
@@ -223,9 +223,11 @@ def load_backbone(
     if name is not None and str(name) not in RELEASED and weights is None:
         name, weights = None, name
     if name is None and weights is None:
-        raise ValueError(f"Give a name, one of {', '.join(RELEASED)}, or weights.")
+        raise errors.InputError(
+            f"Give a name, one of {', '.join(RELEASED)}, or weights."
+        )
     if name is not None and str(name) not in RELEASED:
-        raise ValueError(
+        raise errors.InputError(
             f"{name!r} is no official name; choose one of {', '.join(RELEASED)}, or None "
             "to take the architecture from the weights."
         )
@@ -256,7 +258,7 @@ def _adapted(
     about = dict(told) if name is None else RELEASED[name].about() | {"in_channels": 3}
     heads = {told.get("heads"), about.get("heads"), None}
     if told["width"] == about["width"] and len(heads) > 2:
-        raise ValueError(
+        raise errors.InputError(
             f"These weights have {told['heads']} attention heads, {name} has "
             f"{about['heads']}; leave the name out to take the weights' architecture."
         )
@@ -266,10 +268,10 @@ def _adapted(
     sizes = {"patch_size": patch_size, "in_channels": in_channels}
     for key, size in sizes.items():
         if size is not None and size < 1:
-            raise ValueError(f"{key}={size}; give 1 or more.")
+            raise errors.InputError(f"{key}={size}; give 1 or more.")
     side = told["grid"] if image_size is None else image_size // patch
     if side < 1 or side * patch != (image_size or side * patch):
-        raise ValueError(
+        raise errors.InputError(
             f"image_size={image_size} is no multiple of the patch size {patch}; give "
             f"{max(side, 1) * patch} or {(max(side, 1) + 1) * patch}."
         )
@@ -294,7 +296,7 @@ def _filled(
     match = names.match_backbone(state, template)
     if not match.whole:
         if not partial or not match.matched:
-            raise ValueError(
+            raise errors.InputError(
                 f"{source} is of another architecture: {match}. Choose the name, "
                 "patch_size and in_channels that it was trained with, or leave the name "
                 "out; partial=True loads what fits."

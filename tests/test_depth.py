@@ -97,7 +97,7 @@ def test_errors_are_those_of_their_definition():
     made, truth = (x[0].astype(np.float64) for x in drawn(1))
     known = (truth > 1e-3) & (truth < 10)
     pairs = [(made[i], truth[i]) for i in np.ndindex(truth.shape) if known[i]]
-    n, got = len(pairs), depth.errors(made, truth)
+    n, got = len(pairs), depth.metrics(made, truth)
     want = {
         "rmse": np.sqrt(sum((d - t) ** 2 for d, t in pairs) / n),
         "rmse_log": np.sqrt(sum(np.log(d / t) ** 2 for d, t in pairs) / n),
@@ -111,13 +111,13 @@ def test_errors_are_those_of_their_definition():
         want[f"delta{power}"] = sum(near) / n
     assert got == pytest.approx(want, rel=1e-9)
     assert list(got) == list(want)
-    perfect = depth.errors(truth, truth)
+    perfect = depth.metrics(truth, truth)
     assert perfect["rmse"] == 0 and perfect["delta1"] == 1
-    assert depth.errors(truth, 0 * truth) == {}
+    assert depth.metrics(truth, 0 * truth) == {}
     with pytest.raises(ValueError, match="differ"):
-        depth.errors(made[1:], truth)
+        depth.metrics(made[1:], truth)
     with pytest.raises(ValueError, match="the head has diverged"):
-        depth.errors(np.where(known, made, np.nan), truth)
+        depth.metrics(np.where(known, made, np.nan), truth)
 
 
 def test_errors_agree_with_scikit_learn():
@@ -125,7 +125,7 @@ def test_errors_agree_with_scikit_learn():
     made, truth = (x[0].astype(np.float64) for x in drawn(2))
     known = (truth > 1e-3) & (truth < 10)
     d, t = made[known], truth[known]
-    got = depth.errors(made, truth)
+    got = depth.metrics(made, truth)
     assert got["rmse"] == pytest.approx(sklearn.root_mean_squared_error(t, d))
     relative = sklearn.mean_absolute_percentage_error(t, d)
     assert got["abs_rel"] == pytest.approx(relative)
@@ -135,9 +135,9 @@ def test_what_lies_outside_the_range_or_the_crop_does_not_count():
     truth = np.full((480, 640), 2.0)
     made, outside = truth.copy(), ~depth.inside((480, 640), "nyu")
     made[outside] = 50.0
-    assert depth.errors(made, truth, crop="nyu")["rmse"] == 0
+    assert depth.metrics(made, truth, crop="nyu")["rmse"] == 0
     # Outside of the crop all errors are those of 10 m, the end of the range.
-    found = depth.errors(made, truth)["rmse"]
+    found = depth.metrics(made, truth)["rmse"]
     assert found == pytest.approx(8 * np.sqrt(outside.mean()))
     assert outside.mean() == pytest.approx(1 - 426 * 560 / (480 * 640))
 
@@ -219,7 +219,7 @@ def test_the_depth_of_a_scene_is_learnt(tmp_path):
     train, val = (dense.open_depth(spec) for spec in specs)
     known = np.concatenate([x.target[x.target > 0] for x in train])
     flat = [
-        depth.errors(
+        depth.metrics(
             np.full_like(x.target, known.mean()), x.target, min_depth=1.0, max_depth=6.0
         )
         for x in val

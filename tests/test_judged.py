@@ -41,7 +41,7 @@ def test_errors_of_depth_maps_are_those_of_torchmetrics():
     rng = np.random.default_rng(1)
     truth = rng.uniform(0.5, 9, (40, 50))
     made = np.clip(truth * rng.uniform(0.7, 1.4, truth.shape), 0.1, 10)
-    ours = depth.errors(made, truth)
+    ours = depth.metrics(made, truth)
     pair = torch.tensor(made.ravel()), torch.tensor(truth.ravel())
     rmse = judged.mean_squared_error(*pair, squared=False)
     assert ours["rmse"] == pytest.approx(float(rmse), rel=1e-6)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dinov2_jax import cropping, flags, sharding
+from dinov2_jax import cropping, errors, flags, sharding
 from dinov2_jax.data import draws, resizing
 from dinov2_jax.models import dino, heads, vit
 from dinov2_jax.train import optim, schedules, step
@@ -74,7 +74,7 @@ def _dtype(config: ConfigDict, name: str) -> jnp.dtype:
     section, key = name.split(".")
     value = config[section][key]
     if value not in DTYPES:
-        raise ValueError(f"{name}={value!r}; choose one of {', '.join(DTYPES)}.")
+        raise errors.InputError(f"{name}={value!r}; choose one of {', '.join(DTYPES)}.")
     return DTYPES[value]
 
 
@@ -211,7 +211,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     t, c = config.train, config.crops
     patch = vit.variant(config.model.variant)["patch_size"]
     if not config.data.train:
-        raise ValueError(
+        raise errors.InputError(
             "config.data.train is empty; name the images, for example "
             "--config.data.train=folder:/path/to/images."
         )
@@ -221,47 +221,47 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     for name, size in sizes.items():
         if size % patch or size < patch:
             near = max(size // patch, 1) * patch
-            raise ValueError(
+            raise errors.InputError(
                 f"config.{name}={size} is no multiple of the patch size {patch}; "
                 f"choose {near} or {near + patch}."
             )
     if t.batch_size % t.group_size:
-        raise ValueError(
+        raise errors.InputError(
             f"train.batch_size={t.batch_size} does not divide into groups of "
             f"train.group_size={t.group_size}; change one of them."
         )
     groups = t.batch_size // t.group_size
     if groups % devices or groups % t.accumulate or groups // t.accumulate % devices:
-        raise ValueError(
+        raise errors.InputError(
             f"{groups} groups (train.batch_size / train.group_size) do not divide "
             f"evenly over {devices} devices in {processes} processes and "
             f"train.accumulate={t.accumulate} parts; change batch or group size."
         )
     if config.loss.koleo_weight and t.group_size < 2:
-        raise ValueError(
+        raise errors.InputError(
             "KoLeo needs a neighbour inside each group, but train.group_size=1; use 2 "
             "or more, or loss.koleo_weight=0."
         )
     if c.global_number < 1 or c.global_number + c.local_number < 2:
-        raise ValueError(
+        raise errors.InputError(
             f"crops.global_number={c.global_number} and crops.local_number="
             f"{c.local_number} make no pair of views; use 2 views or more."
         )
     where = config.data.augment_on
     if where not in ("", "host", "device"):
-        raise ValueError(
+        raise errors.InputError(
             f"data.augment_on={where!r}; choose host, device, or leave it empty for "
             "whichever suits the backend."
         )
     resizing.require(config.data.resize)
     if canvas(config) and config.data.canvas < c.global_size:
-        raise ValueError(
+        raise errors.InputError(
             f"data.canvas={config.data.canvas} is smaller than crops.global_size="
             f"{c.global_size}: crops would be enlarged from shrunk images; raise it."
         )
     targets = config.loss.targets
     if targets not in step.TARGETS:
-        raise ValueError(
+        raise errors.InputError(
             f"loss.targets={targets!r}; choose one of {', '.join(step.TARGETS)}."
         )
     if config.data.val and config.eval.every:
@@ -272,12 +272,12 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
 def _check_eval(e: ConfigDict, devices: int) -> None:
     """Raises ValueError if the in-run evaluation cannot be done."""
     if e.crop > e.resize:
-        raise ValueError(
+        raise errors.InputError(
             f"eval.crop={e.crop} is larger than eval.resize={e.resize}, the image that "
             "it is cut from; change one of them."
         )
     if e.batch_size % devices:
-        raise ValueError(
+        raise errors.InputError(
             f"eval.batch_size={e.batch_size} does not divide over {devices} devices; "
             "choose a multiple of their number."
         )

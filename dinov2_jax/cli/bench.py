@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
+from dinov2_jax import errors
 from dinov2_jax.cli import timing, workdir
 
 FULL = ("resource_exhausted", "out of memory")
@@ -88,7 +89,9 @@ def main(given: list[str]) -> int:
     options, overrides = arguments(given)
     config = settings.load(options.config, overrides)
     if options.json and not options.json.parent.is_dir():
-        raise ValueError(f"--json={options.json}: its folder does not exist; make it.")
+        raise errors.InputError(
+            f"--json={options.json}: its folder does not exist; make it."
+        )
     found = {
         "command": shlex.join(["dinov2-jax", "bench", *given]),
         "versions": workdir.versions(),
@@ -137,7 +140,7 @@ def sweep(
     while (result := one(size))["fits"]:
         yield result
         if result["memory_of"] == "process":
-            raise ValueError(
+            raise errors.InputError(
                 f"{result['device']} does not tell how much memory it has, so batch "
                 "sizes do not double there; name them, as in --batch-per-device=8,16."
             )
@@ -180,7 +183,7 @@ def in_a_process(work: Callable[..., Any], *args: Any) -> tuple[str, Any]:
         return ended(process.exitcode)
     process.join()
     if end == "refused":
-        raise ValueError(value)
+        raise errors.InputError(value)
     return end, value
 
 

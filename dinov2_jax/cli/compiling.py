@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
-from dinov2_jax import flops, sharding
+from dinov2_jax import errors, flops, sharding
 from dinov2_jax.cli import assemble, restoring
 from dinov2_jax.data import batch as contract
 from dinov2_jax.data import masks
@@ -96,14 +96,14 @@ def fit_batch(config: ConfigDict, per_device: int, devices: int) -> None:
     if not per_device:
         per_device, rest = divmod(t.batch_size, devices)
         if rest or not per_device:
-            raise ValueError(
+            raise errors.InputError(
                 f"train.batch_size={t.batch_size} does not divide over {devices} "
                 "devices; name the images of one with --batch-per-device."
             )
     least = 2 if config.loss.koleo_weight else 1
     size = fitting.group_size(per_device, t.group_size, t.accumulate)
     if size < least:
-        raise ValueError(
+        raise errors.InputError(
             f"{per_device} images a device make no groups of {least} to "
             f"{t.group_size} (train.group_size) in train.accumulate={t.accumulate} "
             "parts; choose another --batch-per-device."
@@ -220,7 +220,9 @@ def refused(message: str, chosen: topologies.Topology) -> dict[str, Any]:
     Raises: ValueError for any other message.
     """
     if "RESOURCE_EXHAUSTED" not in message and "out of memory" not in message.lower():
-        raise ValueError(f"the compiler for {chosen.name} failed: {message[:500]}")
+        raise errors.InputError(
+            f"the compiler for {chosen.name} failed: {message[:500]}"
+        )
     number = r"(\d+(?:\.\d+)?)([KMGT]?)"
     found = re.search(rf"\({number}\) exceeds available HBM", message) or re.search(
         rf"Used {number} of", message

@@ -16,7 +16,7 @@ import tempfile
 import jax
 import numpy as np
 
-from dinov2_jax import zoo
+from dinov2_jax import errors, zoo
 from dinov2_jax.convert import (
     adapt,
     check,
@@ -95,10 +95,12 @@ def main(given: list[str]) -> int:
     data = [out.with_name(f"{out.name}.data")] if options.to == "onnx" else []
     for path in (out, *data):
         if path.exists():
-            raise ValueError(f"{path} exists; choose another name, or remove it first.")
+            raise errors.InputError(
+                f"{path} exists; choose another name, or remove it first."
+            )
     found = zoo.read_any(options.source, options.which)
     if options.heads and not found.heads:
-        raise ValueError(f"{options.source} holds no heads; leave --heads out.")
+        raise errors.InputError(f"{options.source} holds no heads; leave --heads out.")
     source = prepared(found, options.image_size, options.to in PROGRAMS)
     print(
         f"read     {len(found.backbone)} tensors of {options.source} ({found.format})"
@@ -142,12 +144,12 @@ def prepared(
     about, patch = found.about, found.about["patch_size"]
     size = (about["image_size"],) * 2 if size is None else size
     if min(size) < 1 or size[0] % patch or size[1] % patch:
-        raise ValueError(
+        raise errors.InputError(
             f"--image-size={size[0]}x{size[1]} is no multiple of the patch, {patch}."
         )
     if not program:
         if size[0] != size[1]:
-            raise ValueError(
+            raise errors.InputError(
                 f"--image-size={size[0]}x{size[1]}: the position table is square; give "
                 "one side, or convert to onnx or stablehlo."
             )
@@ -190,7 +192,7 @@ def verify(options: argparse.Namespace, path: pathlib.Path, source: Source) -> N
     same = check.tensors(kind, path, source.weights.backbone, params, heads)
     broken = set(same.lost) - check.folded(kind, model.registers)
     if broken:
-        raise ValueError(
+        raise errors.InputError(
             f"{path.name} does not give back {tables.some(broken)}; nothing is kept. "
             "This is a mistake of the converter: please report it."
         )
@@ -208,7 +210,7 @@ def verify(options: argparse.Namespace, path: pathlib.Path, source: Source) -> N
         f"(largest feature {worst.scale_cls:.2g}, {worst.scale_patches:.2g})"
     )
     if not worst.within(options.tolerance):
-        raise ValueError(
+        raise errors.InputError(
             f"features differ by more than --tolerance={options.tolerance:g} of the "
             "largest; nothing is kept."
         )

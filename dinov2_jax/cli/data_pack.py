@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.cli import workdir, workers
 from dinov2_jax.data import manifest, packing, sources
 from dinov2_jax.train import progress
@@ -33,12 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code."""
     if options.shard_records < 1 or (options.longest or 1) < 1:
-        raise ValueError("--shard-records and --longest must be at least 1.")
+        raise errors.InputError("--shard-records and --longest must be at least 1.")
     if not 1 <= options.quality <= 100 or not 0 <= options.max_skipped <= 1:
-        raise ValueError("--quality runs from 1 to 100, --max-skipped from 0 to 1.")
+        raise errors.InputError(
+            "--quality runs from 1 to 100, --max-skipped from 0 to 1."
+        )
     folder = options.out.expanduser()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder for the shards.")
+        raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
     source = sources.open_source(options.source, cache_dir=folder / PARTS)
     packer = packing.Packer(
         source,
@@ -85,12 +88,14 @@ def _claim(packer: packing.Packer, options: argparse.Namespace) -> None:
             if before.get(name) != value
         ]
         if other:
-            raise ValueError(
+            raise errors.InputError(
                 f"{packer.folder} was begun with other settings ({', '.join(other)}); "
                 "use them, or another folder."
             )
     elif (packer.folder / manifest.NAME).exists():
-        raise ValueError(f"{packer.folder} is packed already; choose another folder.")
+        raise errors.InputError(
+            f"{packer.folder} is packed already; choose another folder."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_text(path, json.dumps(settings))
 
@@ -118,7 +123,7 @@ def _finish(
         workdir.write_text(folder / "skipped.txt", lines)
         print(f"{len(skipped)} of {total} records skipped, see {folder}/skipped.txt")
     if len(skipped) > options.max_skipped * total:
-        raise ValueError(
+        raise errors.InputError(
             f"{len(skipped)} of {total} records cannot be read, more than "
             f"--max-skipped={options.max_skipped}; see {folder}/skipped.txt. Mend the "
             "source and delete the folder, or allow more."
@@ -132,7 +137,9 @@ def _finish(
         shards=[written.shard for written in done if written.shard["records"]],
     )
     if not known["records"]:
-        raise ValueError(f"{options.source} has no readable record; nothing is packed.")
+        raise errors.InputError(
+            f"{options.source} has no readable record; nothing is packed."
+        )
     workdir.write_text(folder / manifest.NAME, json.dumps(known, indent=1) + "\n")
     shutil.rmtree(folder / PARTS)
     size = sum(shard["bytes"] for shard in known["shards"])

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
+from dinov2_jax import errors
 from dinov2_jax.cli import assemble, data, workdir
 from dinov2_jax.data import augment, decode, draws, pipeline, resizing, sources
 from dinov2_jax.data.reading import Reader
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code."""
     if options.records < 1:
-        raise ValueError(f"--records={options.records} must be at least 1.")
+        raise errors.InputError(f"--records={options.records} must be at least 1.")
     config = settings.load(options.config) if options.config else settings.default()
     resizing.require(config.data.resize)
     source = sources.open_source(data.spec(options.source))
@@ -45,7 +46,9 @@ def main(options: argparse.Namespace) -> int:
     found = {"source": options.source, "records": len(source), "sample": number}
     found |= described(source, ids, config.data.max_pixels)
     if not found["readable"]:
-        raise ValueError(f"{options.source}: none of {number} records can be decoded.")
+        raise errors.InputError(
+            f"{options.source}: none of {number} records can be decoded."
+        )
     patch_size = vit.variant(config.model.variant)["patch_size"]
     found["images_per_cpu_s"] = speeds(
         source, ids, assemble.multicrop(config), patch_size, config.data

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax import checkpoint, sharding, tree, zoo
+from dinov2_jax import checkpoint, errors, sharding, tree, zoo
 from dinov2_jax.cli.results import Job
 from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
@@ -65,7 +65,7 @@ def features(
     the reference's CenterPadding does; heads stretch their output over the image.
     """
     if compute not in ("float32", "bfloat16"):
-        raise ValueError(f"{compute=} must be float32 or bfloat16.")
+        raise errors.InputError(f"{compute=} must be float32 or bfloat16.")
     backbone = backbone.clone(dtype=jnp.dtype(compute))
 
     def apply(params: Any, images: jax.Array) -> list[probes.Layer]:
@@ -169,13 +169,13 @@ def trained(
 def _check_batch(s: types.SimpleNamespace, mesh: Mesh) -> None:
     """Raises ValueError if a batch or a number of steps cannot be."""
     if s.batch_size < 1 or s.batch_size % mesh.size:
-        raise ValueError(
+        raise errors.InputError(
             f"batch_size={s.batch_size} does not divide over {mesh.size} devices; "
             "choose a multiple of their number."
         )
     for key in ("steps", "save_every", "log_every", "threads"):
         if getattr(s, key) < 1:
-            raise ValueError(f"{key}={getattr(s, key)}; give 1 or more.")
+            raise errors.InputError(f"{key}={getattr(s, key)}; give 1 or more.")
 
 
 def _batches(source, views, s, begin: int, stop: int) -> Iterator:
@@ -205,7 +205,7 @@ def _restored(checkpoints: Any, state: probe.State, told: dict):
     losses = [tuple(pair) for pair in note.pop("losses")]
     wrong = [key for key in sorted(told | note) if told.get(key) != note.get(key)]
     if wrong:
-        raise ValueError(
+        raise errors.InputError(
             f"{checkpoints.directory} holds a head of another training; different are "
             f"{', '.join(wrong)}. Choose another folder, or remove it."
         )
@@ -240,7 +240,7 @@ def given_head(source: str, kind: type):
     """A released or trained head of a kind, instead of one that is trained here."""
     head, variables = zoo.load_head(source)
     if type(head) is not kind:
-        raise ValueError(
+        raise errors.InputError(
             f"head={source} is a {type(head).__name__}; this needs a {kind.__name__}."
         )
     return head, variables

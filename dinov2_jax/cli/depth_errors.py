@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import sharding
+from dinov2_jax import errors, sharding
 from dinov2_jax.cli import dense as shared
 from dinov2_jax.cli.results import Job
 from dinov2_jax.data import dense
@@ -48,7 +48,7 @@ def judged(
             made = np.asarray(forward(weights, shared.put(images, size, mesh)))
             for pair, one in zip(group, made):
                 found.append(
-                    depth.errors(
+                    depth.metrics(
                         one,
                         pair.target,
                         min_depth=s.min_depth,
@@ -65,10 +65,10 @@ def judged(
 def _mean(found: list[dict[str, float]]) -> dict[str, float]:
     """The mean over the images of all processes that have a known pixel."""
     rows = [list(one.values()) for one in found if one]
-    names = list(depth.errors(np.ones((1, 1)), np.ones((1, 1))))
+    names = list(depth.metrics(np.ones((1, 1)), np.ones((1, 1))))
     count = shared.added(np.array([len(rows)]))[0]
     if not count:
-        raise ValueError(
+        raise errors.InputError(
             "No pixel of any image has a known depth in the range and the crop; check "
             "scale, min_depth, max_depth and eval_crop."
         )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import features, processes, sharding, shards, zoo
+from dinov2_jax import errors, features, processes, sharding, shards, zoo
 from dinov2_jax.cli import workdir
 from dinov2_jax.convert import read
 from dinov2_jax.data import decode, pipeline, sources
@@ -297,29 +297,33 @@ def _check_sizes(
 ) -> None:
     """Raises ValueError if what is asked for does not fit together."""
     if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
-        raise ValueError(f"what={','.join(what)}; choose some of {', '.join(KINDS)}.")
+        raise errors.InputError(
+            f"what={','.join(what)}; choose some of {', '.join(KINDS)}."
+        )
     if batch < 1 or batch % devices:
-        raise ValueError(
+        raise errors.InputError(
             f"A batch of {batch} images does not divide over {devices} devices; choose "
             "a multiple of their number."
         )
     if shard < batch or shard % batch:
-        raise ValueError(
+        raise errors.InputError(
             f"A shard of {shard} images is no multiple of a batch of {batch}; choose "
             f"{max(shard // batch, 1) * batch}."
         )
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; give 1 or more, or leave it out.")
+        raise errors.InputError(f"limit={limit}; give 1 or more, or leave it out.")
 
 
 def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
     """Raises ValueError if the backbone cannot give what is asked for."""
     if crop % backbone.patch_size:
-        raise ValueError(
+        raise errors.InputError(
             f"crop={crop} is no multiple of the patch size {backbone.patch_size}."
         )
     if "registers" in what and not backbone.registers:
-        raise ValueError("These weights have no registers; leave them out of what.")
+        raise errors.InputError(
+            "These weights have no registers; leave them out of what."
+        )
 
 
 def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax import processes, values
+from dinov2_jax import errors, processes, values
 from dinov2_jax.cli import evaluation_table, frozen, results, suites
 from dinov2_jax.data import sources
 
@@ -84,14 +84,18 @@ def main(given: list[str]) -> int:
     if options.task == "table":
         return evaluation_table.show(options.folders, options.out)
     if options.folders:
-        raise ValueError(f"{options.folders[0]} is no option; folders are for table.")
+        raise errors.InputError(
+            f"{options.folders[0]} is no option; folders are for table."
+        )
     if options.settings:
         for key, value in vars(settings(options.task, {})).items():
             print(f"{key}={value}")
         return 0
     for key in ("weights", "out"):
         if getattr(options, key) is None:
-            raise ValueError(f"--{key} is missing; see dinov2-jax evaluate --help.")
+            raise errors.InputError(
+                f"--{key} is missing; see dinov2-jax evaluate --help."
+            )
     processes.start()
     require_one_process(jax.process_count())
     run_all(options) if options.task == "all" else run_one(options)
@@ -101,7 +105,7 @@ def main(given: list[str]) -> int:
 def require_one_process(count: int) -> None:
     """Raises ValueError if there are several: each would write the same files."""
     if count > 1:
-        raise ValueError(
+        raise errors.InputError(
             f"evaluate uses all devices of one process, but {count} were started; start "
             "it once. For more images than one machine can take, make features by "
             "dinov2-jax embed, which divides them over processes."
@@ -128,7 +132,7 @@ def run_one(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     """All tasks of a config; those whose results are there are not run again."""
     if options.config is None:
-        raise ValueError("evaluate all needs --config=FILE.py with its tasks.")
+        raise errors.InputError("evaluate all needs --config=FILE.py with its tasks.")
     common, entries = suites.tasks(options.config)
     common, jobs = common | pairs(options.set, "--set"), {}
     for name, entry in entries.items():
@@ -139,7 +143,9 @@ def run_all(options: argparse.Namespace) -> None:
         jobs[name] = entry, settings(entry["task"], fits | own)
     unused = [k for k in common if not any(hasattr(s, k) for _, s in jobs.values())]
     if unused:
-        raise ValueError(f"No task of {options.config} has the setting {unused[0]}.")
+        raise errors.InputError(
+            f"No task of {options.config} has the setting {unused[0]}."
+        )
     _require_sources(entries)
     backbone = frozen.load(options.weights, options.name, options.which)
     found: dict[str, list[float]] = {}  # of a task, each set by its own metric
@@ -179,7 +185,7 @@ def settings(task: str, given: Mapping[str, Any]) -> types.SimpleNamespace:
     for key, value in given.items():
         if key not in defaults:
             hint = values.hint(key, defaults, 0.5)
-            raise ValueError(f"{task} has no setting {values.shown(key)}{hint}")
+            raise errors.InputError(f"{task} has no setting {values.shown(key)}{hint}")
         found[key] = _value(key, value, defaults[key])
     return types.SimpleNamespace(**found)
 
@@ -198,7 +204,9 @@ def _value(key: str, given: Any, old: Any) -> Any:
         value = tuple(value) if isinstance(value, list | tuple) else (value,)
     parts, kind = (value, old[0]) if isinstance(old, tuple) else ((value,), old)
     if not parts or not all(values.alike(kind, x) for x in parts):
-        raise ValueError(f"{key}={values.shown(given)} is no {values.kind(old)}.")
+        raise errors.InputError(
+            f"{key}={values.shown(given)} is no {values.kind(old)}."
+        )
     made = tuple(type(kind)(x) for x in parts)
     return made if isinstance(old, tuple) else made[0]
 
@@ -214,9 +222,9 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
-            raise ValueError(f"{option} {text} is not NAME=VALUE.")
+            raise errors.InputError(f"{option} {text} is not NAME=VALUE.")
         if name in found:
-            raise ValueError(f"{option} {name} is given twice.")
+            raise errors.InputError(f"{option} {name} is given twice.")
         found[name] = value
     return found
 
@@ -224,17 +232,19 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
 def _check(entry: dict) -> None:
     """Raises ValueError unless a task is told where its images are."""
     if entry.get("task") not in TASKS:
-        raise ValueError(
+        raise errors.InputError(
             f"{values.shown(entry)} is no task; it needs a task, one of "
             f"{', '.join(TASKS)}, with train and val."
         )
     task = entry["task"]
     if entry.get("val") is None or (entry.get("train") is None and task not in ALONE):
-        raise ValueError(f"{task} needs --train=SPEC and --val=SPEC.")
+        raise errors.InputError(f"{task} needs --train=SPEC and --val=SPEC.")
     if entry.get("tests") and task != "linear":
-        raise ValueError(f"{task} takes no --test; the head of linear is run on them.")
+        raise errors.InputError(
+            f"{task} takes no --test; the head of linear is run on them."
+        )
     if entry.get("labels") and task not in ("linear", "logreg"):
-        raise ValueError(f"{task} takes no --labels; linear and logreg do.")
+        raise errors.InputError(f"{task} takes no --labels; linear and logreg do.")
 
 
 def _require_sources(entries: Mapping[str, dict]) -> None:
@@ -249,7 +259,7 @@ def _require_sources(entries: Mapping[str, dict]) -> None:
                 bad.setdefault(name, str(error))
     if bad:
         name = min(bad)
-        raise ValueError(
+        raise errors.InputError(
             f"{len(bad)} of {len(entries)} tasks have images that cannot be opened: "
             f"{', '.join(bad)}. {name}: {bad[name]}"
         )

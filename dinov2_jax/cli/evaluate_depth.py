@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.cli import dense as shared
 from dinov2_jax.cli import depth_errors
 from dinov2_jax.cli.results import Job, Outcome, Picture
@@ -55,7 +56,7 @@ def run(job: Job) -> Outcome:
     Args:
         job: train and val are specs of `data.dense.open_depth`; the setting `method` is
             one of METHODS.
-    Returns: the means of `depth.errors` over images.
+    Returns: the means of `depth.metrics` over images.
     Raises: ValueError, one line, for what does not fit together.
     """
     s, model = job.settings, job.backbone.model
@@ -93,18 +94,20 @@ def run(job: Job) -> Outcome:
 def _check(s: Any) -> None:
     """Raises ValueError for settings that cannot be."""
     if s.method not in METHODS:
-        raise ValueError(f"method={s.method} must be one of {', '.join(METHODS)}.")
+        raise errors.InputError(
+            f"method={s.method} must be one of {', '.join(METHODS)}."
+        )
     if s.eval_crop not in depth.CROPS:
-        raise ValueError(
+        raise errors.InputError(
             f"eval_crop={s.eval_crop} must be one of {', '.join(depth.CROPS)}."
         )
     if len(s.crop) != 2 or len(s.border) != 4:
-        raise ValueError(
+        raise errors.InputError(
             f"crop={s.crop} must be (height, width), border={s.border} (top, bottom, "
             "left, right)."
         )
     if not 0 < s.min_depth < s.max_depth:
-        raise ValueError(
+        raise errors.InputError(
             f"min_depth={s.min_depth} must lie between 0 and max_depth={s.max_depth}."
         )
 
@@ -120,7 +123,7 @@ def blocks(depth_of_model: int, method: str) -> tuple[int, ...]:
     if method == "lin1":
         return (depth_of_model - 1,)
     if depth_of_model < 4:
-        raise ValueError(
+        raise errors.InputError(
             f"{method} sees 4 blocks, but these weights have {depth_of_model}; choose "
             "lin1."
         )
@@ -142,7 +145,7 @@ def _check_head(head: Any, variables: Any, apply: Callable, params: Any, s: Any)
     layers = jax.eval_shape(apply, params, shape)
     wanted = jax.eval_shape(head.init, jax.random.key(0), layers)
     if jax.tree.map(jnp.shape, wanted) != jax.tree.map(jnp.shape, dict(variables)):
-        raise ValueError(
+        raise errors.InputError(
             f"head={s.head} is for other features than method={s.method} gives of "
             "these weights; set the method, bins and channels it was trained with."
         )
@@ -155,7 +158,7 @@ def _views(s: Any, source: dense.Pairs) -> dense_views.DepthViews:
         shape = source[0].target.shape
         top, bottom, left, right = border
         if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-            raise ValueError(
+            raise errors.InputError(
                 f"border={border} does not lie in images of {shape[0]}x{shape[1]} "
                 "pixels, such as the first; set it to (0, 0, 0, 0) to keep all."
             )

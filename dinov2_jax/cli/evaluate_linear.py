@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import sharding
+from dinov2_jax import errors, sharding
 from dinov2_jax.cli import frozen, heads, results
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.data import labelled, sources
@@ -45,7 +45,9 @@ def run(job: Job) -> Outcome:
 
     train = sources.open_source(job.train)
     if not train.classes:
-        raise ValueError(f"{job.train} has no classes; use class folders, for one.")
+        raise errors.InputError(
+            f"{job.train} has no classes; use class folders, for one."
+        )
     sets = test_sets(job)
     for name, spec in sets.items():  # before the work, not after it
         opened = sources.open_source(spec)
@@ -122,7 +124,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
 def _require_labels(labels: np.ndarray, classes: int, spec: str) -> None:
     """Raises ValueError unless all labels are numbers of classes."""
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec}: labels run from {labels.min()} to {labels.max()}; they must lie "
             f"in 0 to {classes - 1}, its {classes} classes."
         )
@@ -143,13 +145,13 @@ def test_sets(job: Job) -> dict[str, str]:
                 found[f"{name}/{corruption}/{severity}"] = f"folder:{folder}"
     unknown = set(job.labels) - set(job.tests)
     if unknown:
-        raise ValueError(f"--labels {min(unknown)}=... names no --test set.")
+        raise errors.InputError(f"--labels {min(unknown)}=... names no --test set.")
     return found
 
 
 def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
     """Accuracy of the chosen head on each test set, and about these sets."""
-    found, about, errors = {}, {}, {}
+    found, about, misses = {}, {}, {}
     for name, spec in sets.items():
         test = features(spec)
         about[name] = test.about
@@ -162,10 +164,10 @@ def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
             share = float((head(test.rows, among=among) == test.labels).mean())
         parts = name.rsplit("/", 2)
         if len(parts) == 3 and job.tests.get(parts[0], "").startswith("corruptions:"):
-            errors.setdefault(parts[0], {}).setdefault(parts[1], []).append(1 - share)
+            misses.setdefault(parts[0], {}).setdefault(parts[1], []).append(1 - share)
         else:
             found[f"{name}/top1"] = share
-    for name, each in errors.items():
+    for name, each in misses.items():
         found[f"{name}/mce"] = metrics.mean_corruption_error(each)
         found |= {f"{name}/{k}_error": float(np.mean(v)) for k, v in each.items()}
     return found, about
@@ -179,10 +181,10 @@ def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
             int(re.findall(r"\d+", pathlib.Path(n).stem)[-1]) for n in test.names
         ]
         if min(numbers) < 1:
-            raise ValueError("numbers start at 1")
+            raise errors.InputError("numbers start at 1")
         return [list(map(int, lists[number - 1])) for number in numbers]
     except (OSError, ValueError, IndexError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{path} does not give labels of the images of {test.about['spec']} "
             f"({error}); give a JSON list of lists, such as ReaL's real.json."
         ) from error

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.cli import frozen, manylabel
 from dinov2_jax.cli.results import Job, Outcome, classified
 from dinov2_jax.evals import knn, logreg, metrics
@@ -26,10 +27,12 @@ def run(job: Job) -> Outcome:
     """Accuracy on the validation set of the classifier of all of train."""
     s, backbone = job.settings, job.backbone
     if s.metric not in METRICS:
-        raise ValueError(f"metric={s.metric}; choose one of {', '.join(METRICS)}.")
+        raise errors.InputError(
+            f"metric={s.metric}; choose one of {', '.join(METRICS)}."
+        )
     many = s.metric in manylabel.METRICS
     if job.labels and not many:
-        raise ValueError("--labels is for metric=map and metric=map11.")
+        raise errors.InputError("--labels is for metric=map and metric=map11.")
     apply = frozen.cls_of(backbone, s.compute)
     train, val = (
         frozen.features(backbone, apply, "cls", spec, job.cache, s)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.cli import frozen, ground_truth
 from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.data import decode, sources
@@ -65,7 +66,7 @@ def run(job: Job) -> Outcome:
     """The metrics of a protocol, and a sheet of queries with what they found."""
     s = job.settings
     if s.protocol not in PROTOCOLS:
-        raise ValueError(
+        raise errors.InputError(
             f"protocol={s.protocol}; choose one of {', '.join(PROTOCOLS)}."
         )
     apply = frozen.cls_of(job.backbone, s.compute)
@@ -156,7 +157,7 @@ def _revisited(job: Job, apply) -> Outcome:
     """mAP of revisited Oxford or Paris."""
     s = job.settings
     if not s.truth:
-        raise ValueError(
+        raise errors.InputError(
             "protocol=revisited needs --set truth=FILE, such as gnd_roxford5k.pkl."
         )
     known = ground_truth.read(pathlib.Path(s.truth).expanduser())
@@ -166,7 +167,7 @@ def _revisited(job: Job, apply) -> Outcome:
     places = {name: number for number, name in enumerate(names)}
     lost = [n for n in (*known.images, *known.queries) if n not in places]
     if lost:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} lacks {len(lost)} images of the ground truth, such as "
             f"{', '.join(lost[:3])}; give the folder that holds them all."
         )
@@ -189,7 +190,7 @@ def _revisited(job: Job, apply) -> Outcome:
     }
     for part, one in found.items():
         if one.about["skipped"] or len(one.rows) < len(lists[part]):
-            raise ValueError(
+            raise errors.InputError(
                 f"{spec}: only {len(one.rows)} of {len(lists[part])} images of the "
                 f"{part} were read; this protocol needs all (and limit=0)."
             )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax import sharding
+from dinov2_jax import errors, sharding
 from dinov2_jax.cli import dense as shared
 from dinov2_jax.cli import frozen, windows
 from dinov2_jax.cli.results import Job, Outcome, Picture, Table, percent
@@ -55,7 +55,9 @@ def run(job: Job) -> Outcome:
     train, val = (_opened(spec, s) for spec in (job.train, job.val))
     frozen.require_same_classes(train, val)
     if len(s.ratio) != 2 or not 0 < s.ratio[0] <= s.ratio[1] or min(s.scales) <= 0:
-        raise ValueError(f"ratio={s.ratio} must be (least, most), {s.scales=} above 0.")
+        raise errors.InputError(
+            f"ratio={s.ratio} must be (least, most), {s.scales=} above 0."
+        )
     segmentation.starts(s.crop, s.crop, s.stride)
     blocks = _blocks(model, s.blocks)
     apply = shared.features(model, blocks, True, s.compute)
@@ -97,7 +99,7 @@ def _opened(spec: str, s: Any) -> dense.Pairs:
 def _blocks(model: vit.ViT, count: int) -> tuple[int, ...]:
     """Numbers of the last blocks."""
     if not 1 <= count <= model.depth:
-        raise ValueError(
+        raise errors.InputError(
             f"blocks={count}; these weights have {model.depth}, give 1 to that many."
         )
     return tuple(range(model.depth - count, model.depth))
@@ -107,7 +109,7 @@ def _check_head(variables: Any, head: Any, width: int, classes: int) -> None:
     """Raises ValueError if a given head is for other features or classes."""
     found = variables["params"]["bn"]["scale"].shape[0]
     if (found, head.classes) != (width, classes):
-        raise ValueError(
+        raise errors.InputError(
             f"The head is for {found} channels and {head.classes} classes; the features "
             f"have {width} and the sets {classes}. Set method and blocks to the head's."
         )

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.cli import evaluate_linear, frozen, heads, results
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.data import video
@@ -30,7 +31,7 @@ def run(job: Job) -> Outcome:
     s, backbone = job.settings, job.backbone
     heads.check(s, backbone.model.depth)
     if s.pool not in POOLS:
-        raise ValueError(f"pool={s.pool}; choose one of {', '.join(POOLS)}.")
+        raise errors.InputError(f"pool={s.pool}; choose one of {', '.join(POOLS)}.")
     sources = {"train": _frames(job.train, s), "val": _frames(job.val, s)}
     frozen.require_same_classes(sources["train"], sources["val"])
     blocks, kinds = max(s.blocks), linear.kinds(s.blocks)
@@ -63,7 +64,7 @@ def _frames(spec: str, s) -> video.Frames:
     """The frames of a folder of clips."""
     kind, _, root = spec.partition(":")
     if kind != "folder" or not root:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec}: clips come as folder:DIR with DIR/CLASS/CLIP/FRAME.jpg or video "
             "files DIR/CLASS/CLIP.mp4."
         )
@@ -86,7 +87,7 @@ def clips(found: frozen.Set, frames: int, pool: str, parts: int) -> frozen.Set:
     whole = of[counts == frames]
     total = len(found.source) // frames
     if not len(whole):
-        raise ValueError(
+        raise errors.InputError(
             f"{found.about['spec']}: each of {total} clips has a frame that cannot be "
             "decoded; check its files."
         )

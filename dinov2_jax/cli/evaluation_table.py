@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from dinov2_jax import errors
 from dinov2_jax.cli import papers, results, workdir
 from dinov2_jax.viz import page
 
@@ -32,12 +33,14 @@ def found(folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     Raises: ValueError if there is none, or a folder holds none.
     """
     if not folders:
-        raise ValueError("Give folders of results: dinov2-jax evaluate table DIR ...")
+        raise errors.InputError(
+            "Give folders of results: dinov2-jax evaluate table DIR ..."
+        )
     all_of_them = []
     for folder in folders:
         here = sorted(p.parent for p in folder.expanduser().rglob("results.json"))
         if not here:
-            raise ValueError(f"{folder} holds no results.json of an evaluation.")
+            raise errors.InputError(f"{folder} holds no results.json of an evaluation.")
         all_of_them += here
     return all_of_them
 
@@ -63,4 +66,6 @@ def lines(folder: pathlib.Path) -> list[list[str]]:
             rows.append([folder.name, *about_it, results.shown(metric, value), *paper])
         return rows
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); evaluate again.") from error
+        raise errors.InputError(
+            f"{path} is damaged ({error!r}); evaluate again."
+        ) from error

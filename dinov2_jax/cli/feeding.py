@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import sharding
+from dinov2_jax import errors, sharding
 from dinov2_jax.cli import assemble, workdir
 from dinov2_jax.data import pipeline
 from dinov2_jax.data.batch import Batch
@@ -70,7 +70,7 @@ def batches(
     for step, built in enumerate(made, start):
         lost = skipped.add(built.skipped)
         if lost > d.max_skipped * t.batch_size:
-            raise ValueError(
+            raise errors.InputError(
                 f"{lost} of {t.batch_size} records of a step cannot be decoded, more "
                 f"than data.max_skipped={d.max_skipped}; see {skipped.path}."
             )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import sharding, zoo
+from dinov2_jax import errors, sharding, zoo
 from dinov2_jax.cli import embed, workdir
 from dinov2_jax.data import decode, pipeline, sources
 from dinov2_jax.data.record import Source
@@ -72,7 +72,7 @@ def load(weights: str, name: str | None = None, which: str = "teacher") -> Backb
     """
     model, params = zoo.load_backbone(name, weights, which=which)
     if model.in_channels != 3:
-        raise ValueError(
+        raise errors.InputError(
             f"These weights take images of {model.in_channels} channels; sources give "
             "3. Choose weights for RGB."
         )
@@ -109,12 +109,12 @@ def features(
     """
     s, mesh = settings, sharding.make_mesh()
     if s.crop % backbone.model.patch_size:
-        raise ValueError(
+        raise errors.InputError(
             f"crop={s.crop} is no multiple of the patch size "
             f"{backbone.model.patch_size} of these weights."
         )
     if s.compute not in ("float32", "bfloat16"):
-        raise ValueError(f"compute={s.compute}; choose float32 or bfloat16.")
+        raise errors.InputError(f"compute={s.compute}; choose float32 or bfloat16.")
     source = sources.open_source(spec) if source is None else source
     pipeline.require_decodable(source, max_pixels=s.max_pixels)
     # More devices than images asked for: the batch grows, results stay the same.
@@ -146,7 +146,7 @@ def features(
     )
     kept = np.flatnonzero(index["ok"].to_numpy())
     if not len(kept):
-        raise ValueError(f"{spec}: no image could be decoded; check its files.")
+        raise errors.InputError(f"{spec}: no image could be decoded; check its files.")
     about = {
         "spec": spec,
         "images": len(kept),
@@ -164,13 +164,13 @@ def require_classes(found: Set) -> None:
     """Raises ValueError unless each image has one of the source's classes."""
     spec, count = found.about["spec"], len(found.source.classes)
     if not count:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} has no classes; use class folders, a labelled data set, or a task "
             "that needs none."
         )
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or high >= count:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec}: labels run from {low} to {high}; they must lie in 0 to "
             f"{count - 1}, its {count} classes."
         )
@@ -182,7 +182,7 @@ def require_same_classes(train: Source, val: Source) -> None:
         return
     mine, others = set(train.classes), set(val.classes)
     only = sorted(mine - others)[:3], sorted(others - mine)[:3]
-    raise ValueError(
+    raise errors.InputError(
         f"train has {len(mine)} classes and val {len(others)}, and they differ: only in "
         f"train {', '.join(only[0]) or 'none'}; only in val "
         f"{', '.join(only[1]) or 'none'}. Give two splits of the same classes."

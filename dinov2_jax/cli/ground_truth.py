@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 
+from dinov2_jax import errors
 from dinov2_jax.convert import inert, opcodes, plain
 from dinov2_jax.data import truth
 
@@ -18,12 +19,12 @@ def read(path: pathlib.Path) -> truth.Truth:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+        raise errors.InputError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         found = json.loads(data) if path.suffix == ".json" else _unpickled(data)
         return truth.of(found)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{path} is no ground truth of revisited Oxford or Paris ({error}); give "
             "gnd_roxford5k.pkl, gnd_rparis6k.pkl or the same as JSON."
         ) from error

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import sharding
+from dinov2_jax import errors, sharding
 from dinov2_jax.cli import results
 from dinov2_jax.cli.results import Job, Table
 from dinov2_jax.evals import linear
@@ -43,15 +43,15 @@ def check(s, depth: int) -> None:
         depth: blocks of the backbone.
     """
     if not 1 <= min(s.blocks) <= max(s.blocks) <= depth:
-        raise ValueError(
+        raise errors.InputError(
             f"blocks={s.blocks}; these weights have {depth}. Choose numbers from 1 to "
             f"{depth}, for example --set blocks=1,{min(4, depth)}."
         )
     for key in ("steps", "train_batch", "val_every", "save_every", "log_every"):
         if getattr(s, key) < 1:
-            raise ValueError(f"{key}={getattr(s, key)}; give 1 or more.")
+            raise errors.InputError(f"{key}={getattr(s, key)}; give 1 or more.")
     if min(s.rates) <= 0:
-        raise ValueError(f"rates={s.rates} must all be positive.")
+        raise errors.InputError(f"rates={s.rates} must all be positive.")
 
 
 def trained(
@@ -159,7 +159,7 @@ def _restored(path: pathlib.Path, state: linear.State, told: dict):
     history = [tuple(pair) for pair in note.pop("history")]
     wrong = [k for k in sorted(told) if told[k] != note.get(k)]
     if wrong:
-        raise ValueError(
+        raise errors.InputError(
             f"{path.parent} holds heads of another training; different are "
             f"{', '.join(wrong)}. Choose another --out, or remove it."
         )

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.cli import frozen, results
 from dinov2_jax.cli.results import Job, Outcome, Table
 from dinov2_jax.data import manylabels
@@ -25,7 +26,9 @@ def run(
     Raises: ValueError if labels are missing or the classes of the two sets differ.
     """
     if job.labels and set(job.labels) != {"train", "val"}:
-        raise ValueError("logreg takes --labels train=FILE --labels val=FILE, both.")
+        raise errors.InputError(
+            "logreg takes --labels train=FILE --labels val=FILE, both."
+        )
     classes, targets = zip(
         *(
             _labels(job, split, spec, one)
@@ -33,7 +36,9 @@ def run(
         )
     )
     if classes[0] != classes[1]:
-        raise ValueError("train and val list other classes; give splits of one set.")
+        raise errors.InputError(
+            "train and val list other classes; give splits of one set."
+        )
     eleven = job.settings.metric == "map11"
     found = manylabel.sweep(rows[0], targets[0], eleven=eleven, **settings)
     scores = manylabel.scores(found.fit, rows[1])
@@ -43,7 +48,7 @@ def run(
     }
     counting = both[job.settings.metric]
     if np.isnan(counting).all():
-        raise ValueError(
+        raise errors.InputError(
             f"{job.val}: no image has any of the {len(classes[0])} labels."
         )
     means = {name: float(np.nanmean(each)) for name, each in both.items()}

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 from dinov2_jax import config as settings
-from dinov2_jax import meter
+from dinov2_jax import errors, meter
 from dinov2_jax.plan import fitting, table, topologies
 
 ENVIRONMENT = {
@@ -69,7 +69,7 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=pathlib.Path, help="file for all that was found")
     options, rest = parser.parse_known_args(given)
     if options.batch_per_device < 0:
-        raise ValueError(
+        raise errors.InputError(
             f"--batch-per-device={options.batch_per_device}; it needs 1 or more."
         )
     options.topology = [name for names in options.topology for name in names]
@@ -163,23 +163,23 @@ def compiled(
         request, result = (pathlib.Path(folder, n) for n in ("request", "result"))
         request.write_text(json.dumps(what))
         command = [sys.executable, "-m", "dinov2_jax.cli.compiling", request, result]
-        with open(pathlib.Path(folder, "errors"), "w+") as errors:
-            code = watched(command, environment, errors, f"{topology.name}, {batch}")
-            errors.seek(0)
-            said = errors.read().strip().splitlines()
+        with open(pathlib.Path(folder, "errors"), "w+") as output:
+            code = watched(command, environment, output, f"{topology.name}, {batch}")
+            output.seek(0)
+            said = output.read().strip().splitlines()
         if not result.exists():
-            raise ValueError(
+            raise errors.InputError(
                 f"the compiler for {topology.name} ended with code {code}"
                 + (f": {said[-1][:300]}" if said else ", without a word")
                 + "."
             )
         found = json.loads(result.read_text())
     if "error" in found:
-        raise ValueError(found["error"])
+        raise errors.InputError(found["error"])
     return found
 
 
-def watched(command: list, environment: dict, errors, name: str) -> int:
+def watched(command: list, environment: dict, output, name: str) -> int:
     """Run a command to its end while telling for how long; returns its exit code."""
     screen, began = meter.Screen(), time.monotonic()
     # Ended from outside, too, the process that compiles must not stay behind.
@@ -187,7 +187,7 @@ def watched(command: list, environment: dict, errors, name: str) -> int:
     if not screen.live:
         screen.say(f"compiling for {name}")
     process = subprocess.Popen(
-        command, env=environment, stdout=errors, stderr=subprocess.STDOUT
+        command, env=environment, stdout=output, stderr=subprocess.STDOUT
     )
     try:
         while True:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import features
+from dinov2_jax import errors, features
 from dinov2_jax.cli import workdir
 from dinov2_jax.data import pipeline
 from dinov2_jax.data.batch import normalize
@@ -22,7 +22,7 @@ def require_labels(train: Source, val: Source) -> None:
     """Raises ValueError if one of the two has no classes, which k-NN needs."""
     for name, source in (("train", train), ("val", val)):
         if not source.classes:
-            raise ValueError(
+            raise errors.InputError(
                 f"config.data.{name} has no labels, which the in-run k-NN needs; use "
                 "class folders or set config.eval.every=0."
             )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax import checkpoint, tree, zoo
+from dinov2_jax import checkpoint, errors, tree, zoo
 from dinov2_jax.cli import assemble
 from dinov2_jax.convert import names
 from dinov2_jax.models import dino, posembed, vit
@@ -56,7 +56,9 @@ def check(config: ConfigDict, built: dino.DINO) -> None:
 def _read(init: ConfigDict, template: dict) -> dict:
     """{backbone[, heads]} of what `init.weights` names."""
     if init.into not in INTO:
-        raise ValueError(f"init.into={init.into!r}; choose one of {', '.join(INTO)}.")
+        raise errors.InputError(
+            f"init.into={init.into!r}; choose one of {', '.join(INTO)}."
+        )
     path = pathlib.Path(init.weights).expanduser()
     if zoo.is_run(path):
         return checkpoint.load_params(path / "checkpoints")
@@ -65,7 +67,7 @@ def _read(init: ConfigDict, template: dict) -> dict:
         given = {"backbone": names.backbone_from_official(found.backbone, template)}
         given |= {k: names.head_from_official(v) for k, v in found.heads.items()}
     except ValueError as error:
-        raise ValueError(f"init.weights={init.weights}: {error}") from error
+        raise errors.InputError(f"init.weights={init.weights}: {error}") from error
     return jax.tree.map(lambda a: np.asarray(a, np.float32), given)
 
 
@@ -81,7 +83,7 @@ def _check_backbone(params: dict, given: dict) -> None:
     """Raises ValueError that names leaves of the backbone which differ in shape."""
     wrong = _differences("backbone", params["backbone"], given["backbone"])
     if wrong:
-        raise ValueError(
+        raise errors.InputError(
             f"The weights have {len(wrong)} other parts or shapes than the config's "
             f"model, the first being {wrong[0]}; choose the config they were trained "
             "with."

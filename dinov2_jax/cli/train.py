@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import checkpoint, processes, sharding, tree
+from dinov2_jax import checkpoint, errors, processes, sharding, tree
 from dinov2_jax import config as settings
 from dinov2_jax.cli import (
     assemble,
@@ -96,7 +96,7 @@ def main(given: list[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(
+        raise errors.FileError(
             f"{options.workdir}: {error.strerror}. Free some, and the same command "
             "goes on from the newest whole checkpoint."
         ) from error
@@ -138,7 +138,7 @@ def pretrain(
         config, model, recipe, wanted, checkpoints
     )
     if done > t.steps:
-        raise ValueError(
+        raise errors.InputError(
             f"{folder} is at step {done}, beyond train.steps={t.steps}; raise it, or "
             "choose another --workdir."
         )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dinov2_jax import config as settings
+from dinov2_jax import errors
 
 FREE = (
     "data.workers",
@@ -87,13 +88,13 @@ def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
         before = json.loads(saved.read_text())
         changed = settings.differences(config, before)
     except (ValueError, AttributeError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{saved} is damaged ({error}); choose another --workdir, or go on with "
             "--allow-config-change."
         ) from error
     changed = [line for line in changed if line.split(":")[0] not in FREE]
     if changed:
-        raise ValueError(
+        raise errors.InputError(
             f"{folder} holds a run of another config ({'; '.join(changed)}); "
             "choose another --workdir or add --allow-config-change."
         )
@@ -114,7 +115,7 @@ def claim(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
 
 def _unwritable(folder: pathlib.Path, error: OSError) -> ValueError:
     """What to tell of a folder that takes no file."""
-    return ValueError(
+    return errors.InputError(
         f"--workdir={folder} cannot be written ({error.strerror}); choose another."
     )
 

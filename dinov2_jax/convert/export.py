@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors.numpy
 
+from dinov2_jax import errors
 from dinov2_jax.convert import huggingface, tables, timm
 from dinov2_jax.models import vit
 
@@ -73,7 +74,7 @@ def chunked(tensors: Mapping[str, np.ndarray], chunks: int) -> dict[str, np.ndar
         return dict(tensors)
     depth = tables.depth(tensors, r"blocks\.(\d+)\.")
     if chunks < 0 or depth % chunks:
-        raise ValueError(
+        raise errors.InputError(
             f"{depth} blocks do not split into {chunks} chunks; give a divisor of "
             f"{depth}, or 0 for no chunks."
         )
@@ -165,7 +166,7 @@ def _torch():
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise errors.InputError(
             "A .pth file is written by PyTorch, which is not installed; "
             "pip install 'dinov2_jax[torch]', or choose a .safetensors file."
         ) from error

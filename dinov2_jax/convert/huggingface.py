@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import infer, tables
 
 OUTSIDE = {
@@ -83,7 +84,9 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name in expected:
         theirs, value = names(name), np.asarray(tensors[name])
         if value.shape[0] % len(theirs):
-            raise ValueError(f"{name} of shape {value.shape} does not split in three.")
+            raise errors.InputError(
+                f"{name} of shape {value.shape} does not split in three."
+            )
         parts = np.split(value, len(theirs)) if len(theirs) > 1 else [value]
         found |= {n: np.ascontiguousarray(part) for n, part in zip(theirs, parts)}
     return found
@@ -118,7 +121,9 @@ def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _joined(parts: list[np.ndarray], name: str) -> np.ndarray:
     """One tensor of several along the first axis; one alone is itself."""
     if len({part.shape for part in parts}) > 1:
-        raise ValueError(f"Parts of {name} have shapes {[p.shape for p in parts]}.")
+        raise errors.InputError(
+            f"Parts of {name} have shapes {[p.shape for p in parts]}."
+        )
     return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -135,7 +140,9 @@ def _older(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for new, old in NEWER.items():
             name = name.replace(f".{new}.", f".{old}.")
         if name in found:
-            raise ValueError(f"{name} is there twice, under an older and a newer name.")
+            raise errors.InputError(
+                f"{name} is there twice, under an older and a newer name."
+            )
         found[name] = value
     return found
 
@@ -160,7 +167,7 @@ def config(about: Mapping) -> dict:
     """
     ratio = about.get("mlp_ratio", 4.0)
     if ratio != int(ratio):
-        raise ValueError(
+        raise errors.InputError(
             f"mlp_ratio={ratio}; transformers takes whole numbers, so this model has "
             "no Hugging Face form."
         )
@@ -200,7 +207,7 @@ def about(config: Mapping) -> dict:
     """
     kinds = {"dinov2": 0, "dinov2_with_registers": config.get("num_register_tokens", 4)}
     if config.get("model_type") not in kinds:
-        raise ValueError(
+        raise errors.InputError(
             f"config.json has model_type {config.get('model_type')!r}; it needs "
             f"{' or '.join(kinds)}."
         )
@@ -217,7 +224,7 @@ def about(config: Mapping) -> dict:
     if config.get("layer_norm_eps", 1e-6) != 1e-6:
         wrong.append("layer_norm_eps")
     if wrong:
-        raise ValueError(
+        raise errors.InputError(
             "config.json needs one whole number for each size, GELU and a norm of "
             f"1e-6; it has { ({key: config.get(key) for key in wrong}) }."
         )

@@ -7,11 +7,13 @@ turns one of bounded size into values, by tables whose functions check their arg
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from dinov2_jax import errors
+
 MAX_SIZE = 4_000_000  # values in the result, each counted as often as it is met
 MAX_DEPTH = 100  # containers in containers; a training checkpoint has about 6
 
 
-class BadFile(ValueError):
+class BadFile(errors.InputError):
     """A file that is damaged, or holds what is not read here."""
 
 

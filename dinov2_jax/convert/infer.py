@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import tables
 from dinov2_jax.models import layers, vit
 
@@ -64,7 +65,7 @@ def architecture(state: Mapping[str, np.ndarray]) -> dict:
     positions = _shape(state, "pos_embed", 3)[1] - 1
     grid = math.isqrt(max(positions, 0))
     if grid * grid != positions or not grid:
-        raise ValueError(
+        raise errors.InputError(
             f"pos_embed has {positions + 1} entries; it needs one for cls and a square "
             "grid, 1 + M*M."
         )
@@ -116,13 +117,15 @@ def named(found: Mapping) -> dict:
 def _shape(state: Mapping[str, np.ndarray], name: str, rank: int) -> tuple[int, ...]:
     """Shape of a tensor that must be there and of that rank."""
     if name not in state:
-        raise ValueError(
+        raise errors.InputError(
             f"These weights lack {name}, which tells their size; give a whole DINOv2 "
             "backbone."
         )
     shape = np.shape(state[name])
     if len(shape) != rank or 0 in shape:
-        raise ValueError(f"{name} has shape {shape}; it needs {rank} sizes above 0.")
+        raise errors.InputError(
+            f"{name} has shape {shape}; it needs {rank} sizes above 0."
+        )
     return shape
 
 

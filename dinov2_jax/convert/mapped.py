@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from dinov2_jax import errors
+
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -35,7 +37,9 @@ def tensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}.") from error
+        raise errors.InputError(
+            f"{path} is no readable safetensors file: {error}."
+        ) from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -53,7 +57,7 @@ def _array(
 ) -> np.ndarray:
     """One tensor on the mapped bytes; a copy where they are not aligned."""
     if entry["dtype"] not in DTYPES:
-        raise ValueError(
+        raise errors.InputError(
             f"{path}: {name} is of type {entry['dtype']}, which is not read; save it as "
             "F32, F16 or BF16."
         )

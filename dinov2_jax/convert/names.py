@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from dinov2_jax import tree
+from dinov2_jax import errors, tree
 from dinov2_jax.convert import tables
 
 LEAVES = {
@@ -82,7 +82,7 @@ def head_from_official(state: Mapping[str, np.ndarray]) -> dict:
         if name in state and state[name].ndim != rank
     ]
     if missing or unexpected or wrong:
-        raise ValueError(
+        raise errors.InputError(
             f"This is no DINO head of {depth} layers: missing "
             f"{tables.some(missing)}; unexpected {tables.some(unexpected)}; "
             f"mis-shaped {tables.some(wrong)}. Heads with batch norm or without bias "
@@ -144,7 +144,9 @@ def unchunked(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     chunk = re.compile(r"^blocks\.\d+\.(\d+)\.")
     found = {chunk.sub(r"blocks.\1.", name): value for name, value in state.items()}
     if len(found) != len(state):
-        raise ValueError("Some blocks are there twice, in a chunk and by themselves.")
+        raise errors.InputError(
+            "Some blocks are there twice, in a chunk and by themselves."
+        )
     return found
 
 
@@ -265,7 +267,7 @@ def backbone_from_official(state: Mapping[str, np.ndarray], template: Mapping) -
     state = unchunked(state)
     match = match_backbone(state, template)
     if not match.whole:
-        raise ValueError(
+        raise errors.InputError(
             f"These weights are of another architecture: {match}. Choose the variant, "
             "registers and feed-forward that they were trained with."
         )

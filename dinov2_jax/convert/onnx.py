@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.models import posembed, vit
 
 OPSET = 20  # the first with Gelu
@@ -27,7 +28,7 @@ def _onnx():
     try:
         import onnx
     except ImportError as error:
-        raise ValueError(
+        raise errors.InputError(
             "ONNX files are made with the onnx package, which is not installed; "
             "pip install 'dinov2_jax[onnx]'."
         ) from error

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import export, names, onnx, stablehlo
 from dinov2_jax.convert import timm as timm_names
 
@@ -129,7 +130,9 @@ def huggingface(folder: pathlib.Path, about: Mapping, stacks: Images) -> Ran:
     )
     wrong = {name: found for name, found in loading.items() if found}
     if wrong:
-        raise ValueError(f"transformers does not load {folder} strictly: {wrong}.")
+        raise errors.InputError(
+            f"transformers does not load {folder} strictly: {wrong}."
+        )
     transformers.AutoImageProcessor.from_pretrained(folder)
     found = _run_transformers(model.float().eval(), about, stacks)
     return found, f"transformers {transformers.__version__}"

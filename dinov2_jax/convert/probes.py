@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import tree
+from dinov2_jax import errors, tree
 from dinov2_jax.convert import tables
 from dinov2_jax.models import probes
 
@@ -105,7 +105,9 @@ def read_head(
     whole = isinstance(tensors, Mapping)
     tensors = tensors.get("state_dict", tensors) if whole else {"": tensors}
     if not all(isinstance(value, np.ndarray) for value in tensors.values()):
-        raise ValueError("This is no state dict of tensors; give a released head.")
+        raise errors.InputError(
+            "This is no state dict of tensors; give a released head."
+        )
     state = {
         re.sub(r"^(decode_head|linear_head)\.", "", name): np.asarray(value, np.float32)
         for name, value in tensors.items()
@@ -113,7 +115,7 @@ def read_head(
     }
     kind = next((kind for mark, kind in MARKS.items() if mark in state), None)
     if kind is None:
-        raise ValueError(
+        raise errors.InputError(
             f"These tensors are of no released head: {tables.some(sorted(state))}. "
             f"Known are {', '.join(TABLES)}."
         )
@@ -122,7 +124,7 @@ def read_head(
     shapes = {name: len(axes) for name, (_, axes) in table.items()}
     wrong = [n for n in set(table) & set(state) if state[n].ndim != shapes[n]]
     if missing or unexpected or wrong:
-        raise ValueError(
+        raise errors.InputError(
             f"This {kind} head is not whole: missing {tables.some(sorted(missing))}; "
             f"unexpected {tables.some(sorted(unexpected))}; "
             f"mis-shaped {tables.some(sorted(wrong))}."
@@ -165,7 +167,7 @@ def _check_sizes(
         official[leaf] for leaf in wanted if found[leaf].shape != wanted[leaf].shape
     ]
     if wrong:
-        raise ValueError(
+        raise errors.InputError(
             f"This {kind} head does not fit together: the sizes of "
             f"{tables.some(sorted(wrong))} differ from what its other tensors need."
         )

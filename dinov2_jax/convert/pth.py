@@ -9,6 +9,7 @@ import mmap
 import pathlib
 import struct
 
+from dinov2_jax import errors
 from dinov2_jax.convert import inert, opcodes, plain, storages, zips
 
 MAX_BYTES = (
@@ -46,10 +47,10 @@ def read_pth(path: pathlib.Path, *, max_bytes: int = MAX_BYTES) -> object:
 def _mapped(path: pathlib.Path) -> mmap.mmap:
     """The file's bytes, read when looked at; arrays keep the mapping alive."""
     if not path.is_file():
-        raise ValueError("there is no such file.")
+        raise errors.InputError("there is no such file.")
     with path.open("rb") as file:
         if path.stat().st_size == 0:
-            raise ValueError("the file is empty.")
+            raise errors.InputError("the file is empty.")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -67,24 +68,28 @@ def _read_zip(data: mmap.mmap, max_bytes: int) -> object:
     members = zips.members(data)
     tops = [name[:-8] for name in members if name.endswith("/data.pkl")]
     if len(tops) != 1 or not all(name.startswith(tops[0]) for name in members):
-        raise ValueError(
+        raise errors.InputError(
             "a zip, but not of PyTorch: it needs one folder with data.pkl."
         )
     top = tops[0]
     if f"{top}constants.pkl" in members:
-        raise ValueError("a TorchScript program; save the model's state dict instead.")
+        raise errors.InputError(
+            "a TorchScript program; save the model's state dict instead."
+        )
     if f"{top}byteorder" in members:
         start, size = members[f"{top}byteorder"]
         if size != 6 or data[start : start + 6] != b"little":
-            raise ValueError(
+            raise errors.InputError(
                 "its byte order is not little; save it on another machine."
             )
     start, size = members[f"{top}data.pkl"]
     if size > opcodes.MAX_BYTES:
-        raise ValueError(f"its pickle has {size} bytes, over {opcodes.MAX_BYTES}.")
+        raise errors.InputError(
+            f"its pickle has {size} bytes, over {opcodes.MAX_BYTES}."
+        )
     tree, _, end = _pickle_at(data, start, size)
     if end != start + size:
-        raise ValueError("its pickle ends before or after data.pkl does.")
+        raise errors.InputError("its pickle ends before or after data.pkl does.")
     prefix = f"{top}data/"
     places = {
         name.removeprefix(prefix): place
@@ -97,7 +102,9 @@ def _read_zip(data: mmap.mmap, max_bytes: int) -> object:
 def _read_stream(data: mmap.mmap, max_bytes: int) -> object:
     """The object in a stream: magic, protocol, machine, object, keys, storages."""
     if data[257:262] == b"ustar":
-        raise ValueError("a tar file of PyTorch 0.1; save it anew with a later one.")
+        raise errors.InputError(
+            "a tar file of PyTorch 0.1; save it anew with a later one."
+        )
     try:
         magic, _, at = _pickle_at(data, 0)
     except inert.UnsafeFile:
@@ -105,13 +112,17 @@ def _read_stream(data: mmap.mmap, max_bytes: int) -> object:
     except ValueError:
         magic = None
     if type(magic) is not int or magic != MAGIC:
-        raise ValueError(f"not a PyTorch file: it begins with {data[:16]!r}.")
+        raise errors.InputError(f"not a PyTorch file: it begins with {data[:16]!r}.")
     protocol, _, at = _pickle_at(data, at)
     if type(protocol) is not int or protocol != PROTOCOL:
-        raise ValueError(f"its protocol is {inert.short(protocol)}, not {PROTOCOL}.")
+        raise errors.InputError(
+            f"its protocol is {inert.short(protocol)}, not {PROTOCOL}."
+        )
     machine, _, at = _pickle_at(data, at)
     if type(machine) is not dict or machine.get("little_endian") is not True:
-        raise ValueError("its byte order is not little; save it on another machine.")
+        raise errors.InputError(
+            "its byte order is not little; save it on another machine."
+        )
     tree, asked, at = _pickle_at(data, at)
     keys, _, at = _pickle_at(data, at)
     return _settled(tree, data, _stream_places(data, at, asked, keys), max_bytes)
@@ -125,23 +136,25 @@ def _stream_places(
     for pid in inert.settle(asked, plain.VALUES, {}):
         dtype, key, _ = storages.declared(pid)
         if sizes.setdefault(key, dtype.itemsize) != dtype.itemsize:
-            raise ValueError(f"its storage {inert.short(key)} has two types.")
+            raise errors.InputError(f"its storage {inert.short(key)} has two types.")
     if type(keys) is not list or not all(type(key) is str for key in keys):
-        raise ValueError("its list of storages is damaged.")
+        raise errors.InputError("its list of storages is damaged.")
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         if key not in sizes or key in places:
-            raise ValueError(
+            raise errors.InputError(
                 f"its storage {inert.short(key)} is of no tensor or double."
             )
         start = at + 8
         count = struct.unpack_from("<q", data, at)[0] if start <= len(data) else -1
         at = start + count * sizes[key]
         if count < 0 or at > len(data):
-            raise ValueError(f"it is cut off or damaged at storage {inert.short(key)}.")
+            raise errors.InputError(
+                f"it is cut off or damaged at storage {inert.short(key)}."
+            )
         places[key] = start, at - start
     if at != len(data):
-        raise ValueError(f"{len(data) - at} bytes follow its last storage.")
+        raise errors.InputError(f"{len(data) - at} bytes follow its last storage.")
     return places
 
 

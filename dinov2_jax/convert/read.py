@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import huggingface, infer, mapped, pth, sift, tables
 
 WHICH = sift.WHICH
@@ -54,18 +55,18 @@ def read_weights(path: pathlib.Path, which: str = "teacher") -> Weights:
     """
     path = pathlib.Path(path)
     if which not in WHICH:
-        raise ValueError(f"which={which!r}; choose one of {', '.join(WHICH)}.")
+        raise errors.InputError(f"which={which!r}; choose one of {', '.join(WHICH)}.")
     if path.is_dir():
         found, told = _folder(path)
     elif path.exists():
         found, told = tensors(path)
     else:
-        raise ValueError(f"{path} is no file or folder. {sift.NEEDED}.")
+        raise errors.InputError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
         state, heads, kind = sift.official(sift.network(found, which))
         about = _joined(infer.architecture(state), told)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise errors.InputError(f"{path}: {error}") from error
     mapped_file = kind == "official" and _is_safetensors(path)
     return Weights(state, heads, about, "safetensors" if mapped_file else kind)
 
@@ -74,7 +75,7 @@ def _joined(shown: dict, told: Mapping) -> dict:
     """What the tensors show and a config tells, which must not disagree."""
     wrong = [k for k in SIZES if k in told and told[k] != shown[k]]
     if wrong:
-        raise ValueError(
+        raise errors.InputError(
             "Its config and its tensors disagree: "
             + "; ".join(f"{k} {told[k]!r} against {shown[k]!r}" for k in wrong)
             + ". Take both from the same model."
@@ -82,9 +83,13 @@ def _joined(shown: dict, told: Mapping) -> dict:
     told = {key: told[key] for key in TOLD if key in told}
     heads, offset = told.get("heads", 1), told.get("offset", 0.0)
     if type(heads) is not int or heads < 1 or shown["width"] % heads:
-        raise ValueError(f"Its config has heads={heads!r} at width {shown['width']}.")
+        raise errors.InputError(
+            f"Its config has heads={heads!r} at width {shown['width']}."
+        )
     if type(offset) not in (int, float) or not 0 <= offset < 1:
-        raise ValueError(f"Its config has offset={offset!r}; it needs one in [0, 1).")
+        raise errors.InputError(
+            f"Its config has offset={offset!r}; it needs one in [0, 1)."
+        )
     return infer.named(shown | told)
 
 
@@ -96,12 +101,14 @@ def tensors(path: pathlib.Path) -> tuple[object, dict]:
             told = json.loads(metadata.get("dinov2_jax", "{}"))
             return found, dict(told)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: its note is no JSON object: {error}.") from error
+            raise errors.InputError(
+                f"{path}: its note is no JSON object: {error}."
+            ) from error
     with path.open("rb") as file:
         start = file.read(64)
     for beginning, kind in BEGINNINGS.items():
         if start.lstrip().startswith(beginning):
-            raise ValueError(f"{path} looks like {kind}. {sift.NEEDED}.")
+            raise errors.InputError(f"{path} looks like {kind}. {sift.NEEDED}.")
     return pth.read_pth(path), {}
 
 
@@ -134,7 +141,7 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
         told = json.loads(config.read_text())
         told = huggingface.about(told) if "model_type" in dict(told) else {}
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{config} cannot be used: {error}") from error
+        raise errors.InputError(f"{config} cannot be used: {error}") from error
     return found, told | {key: note[key] for key in TOLD if key in note}
 
 
@@ -142,24 +149,28 @@ def _shards(path: pathlib.Path) -> dict:
     """Tensors of the files that a folder's index lists."""
     index = path / "model.safetensors.index.json"
     if not index.is_file():
-        raise ValueError(
+        raise errors.InputError(
             f"{path} holds no checkpoint of a run, no model.safetensors and no "
             f"model.safetensors.index.json. {sift.NEEDED}, or a run's workdir."
         )
     try:
         places = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is damaged: {error!r}.") from error
+        raise errors.InputError(f"{index} is damaged: {error!r}.") from error
     found = {}
     for name in sorted({str(place) for place in places.values()}):
         if pathlib.PurePath(name).name != name or "\\" in name:
-            raise ValueError(f"{index} names {name!r}, which lies outside its folder.")
+            raise errors.InputError(
+                f"{index} names {name!r}, which lies outside its folder."
+            )
         if not (path / name).is_file():
-            raise ValueError(f"{path / name} is missing, which {index.name} lists.")
+            raise errors.InputError(
+                f"{path / name} is missing, which {index.name} lists."
+            )
         found |= mapped.tensors(path / name)[0]
     lost = set(places) - set(found)
     if lost:
-        raise ValueError(
+        raise errors.InputError(
             f"{path}: its shards lack {tables.some(lost)}, which {index.name} lists; "
             "download the folder again."
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import huggingface, infer, names, tables, timm
 
 WHICH = ("teacher", "student")
@@ -39,7 +40,7 @@ def network(found: object, which: str) -> dict[str, np.ndarray]:
     others = [n for n, value in found.items() if not isinstance(value, np.ndarray)]
     if others or not found:
         kind = infer.looks(str(name) for name in found)
-        raise ValueError(
+        raise errors.InputError(
             f"It looks like {kind or 'no weights'}: a {type(given).__name__} with "
             f"{tables.some([str(n) for n in others])} beside tensors. {NEEDED}."
         )
@@ -52,13 +53,15 @@ def _refuse_other(tensors: Mapping) -> None:
     """Raises ValueError if the names are of something else that is known."""
     kind = infer.looks(tensors)
     if kind:
-        raise ValueError(f"It looks like {kind}, no DINOv2 backbone. {NEEDED}.")
+        raise errors.InputError(f"It looks like {kind}, no DINOv2 backbone. {NEEDED}.")
 
 
 def _require(which: str, both: list[str]) -> None:
     """Raises ValueError if a training checkpoint has no such network."""
     if which not in both:
-        raise ValueError(f"It holds only a {both[0]}; ask for which={both[0]!r}.")
+        raise errors.InputError(
+            f"It holds only a {both[0]}; ask for which={both[0]!r}."
+        )
 
 
 def _unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -66,7 +69,7 @@ def _unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     wrap = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")
     found = {wrap.sub("", str(name)): value for name, value in tensors.items()}
     if len(found) != len(tensors):
-        raise ValueError("Some tensors are there twice, once inside a wrapper.")
+        raise errors.InputError("Some tensors are there twice, once inside a wrapper.")
     return found
 
 
@@ -79,7 +82,9 @@ def _one_of_two(tensors: dict[str, np.ndarray], which: str) -> dict[str, np.ndar
     # Beside the two networks the reference's model has the centers of its losses.
     rest = [n for n in tensors if not re.match(r"(teacher|student|\w+_loss)\.", n)]
     if rest:
-        raise ValueError(f"Beside student and teacher it has {tables.some(rest)}.")
+        raise errors.InputError(
+            f"Beside student and teacher it has {tables.some(rest)}."
+        )
     start = f"{which}."
     return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
 
@@ -105,13 +110,13 @@ def official(
     elif "mask_token" in backbone and "cls_token" in backbone:
         found, label = names.unchunked(backbone), "training" if trained else "official"
     else:
-        raise ValueError(
+        raise errors.InputError(
             f"It holds {len(backbone)} tensors of no format that is known, the first "
             f"being {tables.some(backbone, 3)}. {NEEDED}."
         )
     for name, value in found.items():
         if np.asarray(value).dtype not in FLOATS:
-            raise ValueError(
+            raise errors.InputError(
                 f"{name} is of type {np.asarray(value).dtype}; weights need float16, "
                 "bfloat16, float32 or float64. Give a file that is not quantised."
             )
@@ -130,7 +135,7 @@ def _parted(tensors: Mapping) -> tuple[dict, dict[str, dict]]:
             rest[name] = value
     backbone = parts.pop("backbone")
     if rest and not infer.looks(backbone):  # what that is says more than its head
-        raise ValueError(
+        raise errors.InputError(
             f"Beside a backbone it has {tables.some(rest)}, which is no DINO head."
             f" {NEEDED}."
         )

@@ -7,6 +7,8 @@ names, the names that hold the same numbers in its own files.
 import re
 from collections.abc import Collection, Iterable
 
+from dinov2_jax import errors
+
 OUTSIDE = (
     "cls_token",
     "pos_embed",
@@ -96,7 +98,7 @@ def check(found: Iterable[str], expected: Iterable[str], what: str) -> None:
     """
     found, expected = set(found), set(expected)
     if found != expected:
-        raise ValueError(
+        raise errors.InputError(
             f"These are not the tensors of a {what} backbone: "
             f"missing {some(expected - found)}; unexpected {some(found - expected)}. "
             "Give a file of a DINOv2 backbone alone, as its own library writes it."

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import tables
 from dinov2_jax.models import layers, vit
 
@@ -91,7 +92,9 @@ def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     tensors = {n: np.asarray(value) for n, value in tensors.items()}
     cls = tensors["cls_token"]
     if cls.ndim != 3:
-        raise ValueError(f"cls_token has shape {cls.shape}; timm's is (1, 1, width).")
+        raise errors.InputError(
+            f"cls_token has shape {cls.shape}; timm's is (1, 1, width)."
+        )
     made = {"mask_token": np.zeros(cls.shape[1:], tensors["norm.weight"].dtype)}
     if "reg_token" in tensors:
         patches = tensors["pos_embed"]

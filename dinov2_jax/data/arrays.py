@@ -8,6 +8,7 @@ import os
 import re
 import struct
 
+from dinov2_jax import errors
 from dinov2_jax.data import manifest, remote
 from dinov2_jax.data.record import Record
 
@@ -68,7 +69,9 @@ class Entries:
 
         reader = array_record_module.ArrayRecordReader(path, OPTIONS)
         if not reader.ok():
-            raise ValueError(f"{path} is missing, cut short or of another format.")
+            raise errors.InputError(
+                f"{path} is missing, cut short or of another format."
+            )
         return reader
 
 
@@ -92,17 +95,17 @@ class ArrayRecords:
             paths = remote.find(pattern)
         self.classes = tuple(known["classes"]) if known else ()
         if not paths:
-            raise ValueError(f"arrayrecord:{pattern} matches no file.")
+            raise errors.InputError(f"arrayrecord:{pattern} matches no file.")
         try:
             self._data = Entries(paths)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
+            raise errors.InputError(
                 f"arrayrecord:{pattern} cannot be read as ArrayRecord: {error}"
             ) from error
         if not len(self._data):
-            raise ValueError(f"arrayrecord:{pattern} holds no record.")
+            raise errors.InputError(f"arrayrecord:{pattern} holds no record.")
         if known and len(self._data) != known["records"]:
-            raise ValueError(
+            raise errors.InputError(
                 f"arrayrecord:{pattern} holds {len(self._data)} records, but its "
                 f"{manifest.NAME} says {known['records']}; pack it again."
             )
@@ -114,7 +117,9 @@ class ArrayRecords:
         try:
             entry = self._data[int(index)]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise OSError(f"{self.name(index)} cannot be read: {error}") from error
+            raise errors.FileError(
+                f"{self.name(index)} cannot be read: {error}"
+            ) from error
         if entry[: len(MAGIC)] != MAGIC:
             return Record(entry, -1)
         start = len(MAGIC) + 8
@@ -138,7 +143,7 @@ class Tfds:
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
-            raise ValueError(
+            raise errors.InputError(
                 f"tfds:{name} needs TFDS; pip install tensorflow-datasets."
             ) from error
         self._title = f"tfds:{name}:{split}"
@@ -148,7 +153,7 @@ class Tfds:
             key for key in features if isinstance(features[key], tfds.features.Image)
         ]
         if not images:
-            raise ValueError(
+            raise errors.InputError(
                 f"tfds:{name} has no image; its features are {sorted(features)}."
             )
         self._image = "image" if "image" in images else images[0]
@@ -160,7 +165,9 @@ class Tfds:
                 split, decoders={self._image: tfds.decode.SkipDecoding()}
             )
         except (ValueError, KeyError, NotImplementedError) as error:
-            raise ValueError(f"{self._title} cannot be opened: {error}") from error
+            raise errors.InputError(
+                f"{self._title} cannot be opened: {error}"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._data)
@@ -169,7 +176,9 @@ class Tfds:
         try:
             entry = self._data[int(index)]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise OSError(f"{self.name(index)} cannot be read: {error}") from error
+            raise errors.FileError(
+                f"{self.name(index)} cannot be read: {error}"
+            ) from error
         label = int(entry["label"]) if self._labelled else -1
         return Record(entry[self._image], label)
 
@@ -184,12 +193,12 @@ def _builder(tfds, name: str, data_dir: str | None):
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(re.split("[/:]", name)[0], known, 3)
-        raise ValueError(
+        raise errors.InputError(
             f"TFDS knows no data set {name!r}; near: {', '.join(near) or 'nothing'}. "
             "A data set of your own needs its data_dir: tfds:NAME:SPLIT@DATA_DIR."
         ) from None  # TFDS's own message lists every data set there is
     if not builder.info.splits:
-        raise ValueError(
+        raise errors.InputError(
             f"tfds:{name} is not prepared in {builder.data_dir}; run tfds.builder("
             f"{name!r}, data_dir=..., file_format='array_record')"
             ".download_and_prepare() once."

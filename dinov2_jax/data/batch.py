@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data.draws import Draws
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, of values in 0..1
@@ -68,13 +69,15 @@ def pack_masks(
     """
     groups, rows, patches = masks.shape
     if rows % views:
-        raise ValueError(f"{rows} mask rows a group do not divide into {views=}.")
+        raise errors.InputError(
+            f"{rows} mask rows a group do not divide into {views=}."
+        )
     indices = np.zeros((groups, capacity), np.int32)
     weights = np.zeros((groups, capacity), np.float32)
     for group, mask in enumerate(masks):
         flat = np.flatnonzero(mask)
         if len(flat) > capacity:
-            raise ValueError(
+            raise errors.InputError(
                 f"group {group} has {len(flat)} masked patches but {capacity=}; take "
                 "the capacity from masks.upper_bound for the same rows and ratio."
             )

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import errors
 from dinov2_jax.data import augment, batch, buffers, decode, draws, masks
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
@@ -154,7 +155,7 @@ class Reading:
             # Drawn from the order, not from all records: a Mixture keeps its weights.
             rng = np.random.default_rng([self.seed, SUBSTITUTES, position, attempt])
             index = int(self.order[int(rng.integers(FAR))])
-        raise ValueError(
+        raise errors.InputError(
             f"{ATTEMPTS} records in a row cannot be decoded, the last being {last}. "
             "Check that the source holds images and that its files can be read."
         )

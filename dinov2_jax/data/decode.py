@@ -7,6 +7,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from dinov2_jax import errors
+
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GB of RGB
 
 # Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript.
@@ -14,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 Image.init()  # registers them; Image.open(formats=...) fails on what is not registered
 
 
-class DecodeError(ValueError):
+class DecodeError(errors.InputError):
     """An image that cannot be decoded, or that is larger than allowed."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import errors
 from dinov2_jax.data import decode, dense_tfds, layouts
 from dinov2_jax.data.pair import Pair, require_one_size
 
@@ -44,7 +45,7 @@ class Pairs:
             image = decode.decode(data, max_pixels=self.max_pixels)
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
-            raise ValueError(
+            raise errors.InputError(
                 f"{path} or {target} cannot be read: {error}; mend or remove both."
             ) from error
         require_one_size(image, found, path, target)
@@ -75,13 +76,15 @@ def labels_of(
 ) -> np.ndarray:
     """The label map of [H W] ids; `path` names it, the rest is as `read_labels`."""
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{path} holds {ids.dtype}; a label map holds integers.")
+        raise errors.InputError(
+            f"{path} holds {ids.dtype}; a label map holds integers."
+        )
     ids = ids.astype(np.int32)
     out = (ids == ignore) | (ids < first)
     wrong = np.unique(ids[(~out & (ids >= first + classes)) | (ids < 0)])
     if len(wrong):
         some = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-        raise ValueError(
+        raise errors.InputError(
             f"{path} holds the ids {some}; with {classes} classes they run from "
             f"{first} to {first + classes - 1}, or are ignored ({ignore}). Set classes, "
             "first_id or ignore_id."
@@ -108,7 +111,9 @@ def read_depth(path: str, scale: float = 1000.0) -> np.ndarray:
 def depth_of(found: np.ndarray, path: str, scale: float) -> np.ndarray:
     """[H W] float32 metres of values of which `scale` make a metre, 0 where unknown."""
     if found.dtype.kind not in "uif":
-        raise ValueError(f"{path} holds {found.dtype}; a depth map holds numbers.")
+        raise errors.InputError(
+            f"{path} holds {found.dtype}; a depth map holds numbers."
+        )
     depth = found.astype(np.float32) / np.float32(scale)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
@@ -119,15 +124,15 @@ def _pixels(path: str, modes: tuple[str, ...], what: str) -> np.ndarray:
         found, mode = _load(path)
     # Readers raise nearly every kind of error on damaged files.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as {what}: {error}") from error
+        raise errors.InputError(f"{path} cannot be read as {what}: {error}") from error
     if mode is None:
         if found.ndim != 2 or found.dtype.kind not in "biuf":
-            raise ValueError(
+            raise errors.InputError(
                 f"{path} holds {found.shape} {found.dtype}; {what} is [H W] numbers."
             )
         return found.astype(np.uint8) if found.dtype == bool else found
     if mode not in modes:
-        raise ValueError(
+        raise errors.InputError(
             f"{path} is a PNG of mode {mode}; {what} is one of {', '.join(modes)}: one "
             "channel."
         )
@@ -186,12 +191,12 @@ def _named(
 ) -> tuple[str, ...]:
     """Names of all classes, their ids where the set does not tell."""
     if not names and not classes:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} does not tell its classes; set classes, or, for pairs:, write "
             "their names into classes.txt in the folder of the label maps, one a line."
         )
     if names and classes not in (None, len(names)):
-        raise ValueError(f"{spec} names {len(names)} classes, but {classes=}.")
+        raise errors.InputError(f"{spec} names {len(names)} classes, but {classes=}.")
     return names or tuple(str(first + i) for i in range(classes))
 
 
@@ -228,7 +233,7 @@ def _kind(spec: str, known: Iterable[str]) -> tuple[str, str]:
     """The kind of a spec, and what follows it."""
     kind, _, rest = spec.partition(":")
     if kind not in known or not rest:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec!r} names no pairs of images and maps; known are "
             f"{', '.join(f'{k}:' for k in known)}, each with its place behind it."
         )

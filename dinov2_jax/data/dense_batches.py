@@ -10,6 +10,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import build, dense, pipeline
 
 
@@ -71,7 +72,9 @@ def train_batches(
         file cannot be used.
     """
     if batch_size < 1 or batch_size % processes:
-        raise ValueError(f"{batch_size=} must be a positive multiple of {processes=}.")
+        raise errors.InputError(
+            f"{batch_size=} must be a positive multiple of {processes=}."
+        )
     local = batch_size // processes
     builder = _Builder(
         source=source,

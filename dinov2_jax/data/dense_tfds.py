@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import decode, sources
 from dinov2_jax.data.pair import Pair, require_one_size
 
@@ -35,12 +36,12 @@ class TfdsPairs:
             entry = self.data[int(index)]
             image = decode.decode(entry["image"], max_pixels=self.max_pixels)
         except (decode.DecodeError, RuntimeError, IndexError, OSError) as error:
-            raise ValueError(f"{name} cannot be read: {error}") from error
+            raise errors.InputError(f"{name} cannot be read: {error}") from error
         found = np.asarray(entry[self.feature])
         if found.ndim == 3 and found.shape[2] == 1:
             found = found[..., 0]
         if found.ndim != 2:
-            raise ValueError(
+            raise errors.InputError(
                 f"{name}: {self.feature} is {found.shape}; a map has one channel."
             )
         target = self.read(found, name)
@@ -69,7 +70,7 @@ def opened(spec: str, names: tuple[str, ...]) -> tuple[Any, str, tuple[str, ...]
     found = [k for k in names if k in features]
     found = labelled + found if names is LABELS else found
     if not found or "image" not in features:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} has no image with one of {', '.join(names)}; its features are "
             f"{', '.join(sorted(features))}."
         )

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinov2_jax import errors
+
 CROP_ATTEMPTS = 10  # boxes tried before the central crop
 KERNEL = 9  # pixels, side of the blur kernel
 # Uniform numbers of a view: area, aspect, top and left of each attempt; flip, jitter,
@@ -68,18 +70,20 @@ class MultiCrop:
         for name in ("flip", "jitter", "gray", "blur", "solarize"):
             value = getattr(self, name)
             if not all(0 <= chance <= 1 for chance in np.ravel(value)):
-                raise ValueError(f"{name}={value} is a probability: 0 to 1.")
+                raise errors.InputError(f"{name}={value} is a probability: 0 to 1.")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
-                raise ValueError(
+                raise errors.InputError(
                     f"{name}={(low, high)} must be two shares of the image's area, "
                     "0 < low <= high <= 1."
                 )
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue={self.hue} must lie in [0, 0.5], half the circle.")
+            raise errors.InputError(
+                f"hue={self.hue} must lie in [0, 0.5], half the circle."
+            )
         if self.global_number < 1 or self.local_number < 0:
-            raise ValueError(
+            raise errors.InputError(
                 f"global_number={self.global_number} must be at least 1 and "
                 f"local_number={self.local_number} at least 0."
             )

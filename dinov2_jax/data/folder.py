@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+from dinov2_jax import errors
 from dinov2_jax.data import listing
 from dinov2_jax.data.record import Record
 
@@ -27,7 +28,7 @@ class Folder:
         """
         self.root = os.path.abspath(os.path.expanduser(root))
         if not os.path.isdir(self.root):
-            raise ValueError(f"folder:{root} is not a folder ({self.root}).")
+            raise errors.InputError(f"folder:{root} is not a folder ({self.root}).")
         kept = listing.cache_path(cache_dir, "folder", self.root)
         found = listing.load(kept)
         if found is None:
@@ -91,7 +92,7 @@ def report(spec: str, found: listing.Listing, other: collections.Counter) -> Non
     ignored = ", ".join(f"{n} {x or 'without extension'}" for x, n in other.items())
     if not len(found):
         known = " ".join(sorted(x.decode() for x in EXTENSIONS))
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} holds no image (ignored: {ignored or 'nothing'}); names must end "
             f"in one of {known}."
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import augment, build, decode, draws, pipeline, resizing
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
@@ -82,9 +83,11 @@ def train_batches(
         cannot be decoded.
     """
     if len(source) < 1 or batch_size < 1 or size < 1:
-        raise ValueError(f"{len(source)} images, {batch_size=}, {size=}: all need 1.")
+        raise errors.InputError(
+            f"{len(source)} images, {batch_size=}, {size=}: all need 1."
+        )
     if seed < 0 or not 0 <= start <= stop:
-        raise ValueError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
+        raise errors.InputError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
     builder = Builder(
         reader=Reader(source, max_pixels),
         order=pipeline.order(source, seed),

@@ -9,6 +9,8 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from dinov2_jax import errors
+
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 TARGETS = (".png", ".npy")
 # fmt: off
@@ -33,7 +35,7 @@ def folders(spec: str, rest: str) -> Found:
     """IMAGES,MAPS: partners in two folders, and the names in MAPS/classes.txt."""
     parts = [pathlib.Path(part).expanduser() for part in rest.split(",")]
     if len(parts) != 2 or not all(part.is_dir() for part in parts):
-        raise ValueError(f"{spec} must name two folders, pairs:IMAGES,MAPS.")
+        raise errors.InputError(f"{spec} must name two folders, pairs:IMAGES,MAPS.")
     listed = parts[1] / "classes.txt"
     names = tuple(listed.read_text().split("\n")) if listed.is_file() else ()
     names = tuple(name.strip() for name in names if name.strip())
@@ -52,7 +54,7 @@ def _stems(root: pathlib.Path, extensions: tuple[str, ...], end: str = ""):
                 found[key].append(os.path.join(folder, file))
     twice = [files for files in found.values() if len(files) > 1]
     if twice:
-        raise ValueError(
+        raise errors.InputError(
             f"{len(twice)} names in {root} stand for several files: "
             f"{_some(file for files in twice for file in files)}; keep one of each."
         )
@@ -67,7 +69,7 @@ def _matched(spec: str, images: dict[str, str], targets: dict[str, str]) -> File
     ):
         alone = sorted(set(have) - set(lack))
         if alone:
-            raise ValueError(
+            raise errors.InputError(
                 f"{spec}: {len(alone)} of {len(have)} {words} of the same name: "
                 f"{_some(alone)}; add the partners or remove these."
             )
@@ -78,7 +80,7 @@ def _whole(spec: str, pairs: Iterable[tuple[str, str]]) -> Files:
     """Images and targets apart; raises ValueError if there are none."""
     pairs = list(pairs)
     if not pairs:
-        raise ValueError(f"{spec} holds no image; check the folder.")
+        raise errors.InputError(f"{spec} holds no image; check the folder.")
     return tuple(zip(*pairs))
 
 
@@ -96,7 +98,7 @@ def ade20k(spec: str, rest: str) -> Found:
     if listed.is_file():
         lines = listed.read_text().strip().split("\n")[1:]
         if len(lines) != ADE20K:
-            raise ValueError(f"{listed} has {len(lines)} classes, not {ADE20K}.")
+            raise errors.InputError(f"{listed} has {len(lines)} classes, not {ADE20K}.")
         names = tuple(line.split("\t")[-1].strip() for line in lines)
     images = _stems(_folder(spec, root / "images" / split), IMAGES)
     labels = _stems(_folder(spec, root / "annotations" / split), TARGETS)
@@ -137,7 +139,9 @@ def nyud(spec: str, rest: str) -> Found:
     for line in _lines(spec, listed):
         parts = line.split()  # a focal length may follow
         if len(parts) < 2:
-            raise ValueError(f"{listed} has the line {line!r}; it needs two files.")
+            raise errors.InputError(
+                f"{listed} has the line {line!r}; it needs two files."
+            )
         if parts[1] != "None":  # KITTI's mark of an image without a map
             pairs.append(tuple(root / part.strip("/") for part in parts[:2]))
     return _listed(spec, listed, pairs), ()
@@ -147,7 +151,7 @@ def _root(spec: str, rest: str, splits: tuple[str, ...]) -> tuple[pathlib.Path, 
     """The folder and the split of ROOT:SPLIT."""
     root, _, split = rest.rpartition(":")
     if not root or not split or (splits and split not in splits):
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} must end in :{'|:'.join(splits) or 'LIST'} behind its folder."
         )
     return _folder(spec, pathlib.Path(root).expanduser()), split
@@ -156,14 +160,16 @@ def _root(spec: str, rest: str, splits: tuple[str, ...]) -> tuple[pathlib.Path, 
 def _folder(spec: str, path: pathlib.Path) -> pathlib.Path:
     """The path itself, if it is a folder."""
     if not path.is_dir():
-        raise ValueError(f"{spec} needs the folder {path}, which does not exist.")
+        raise errors.InputError(
+            f"{spec} needs the folder {path}, which does not exist."
+        )
     return path
 
 
 def _lines(spec: str, path: pathlib.Path) -> list[str]:
     """Lines of a list that are not empty."""
     if not path.is_file():
-        raise ValueError(f"{spec} needs the list {path}, which does not exist.")
+        raise errors.InputError(f"{spec} needs the list {path}, which does not exist.")
     return [line.strip() for line in path.read_text().split("\n") if line.strip()]
 
 
@@ -171,7 +177,7 @@ def _listed(spec: str, listed: pathlib.Path, pairs: list[tuple]) -> Files:
     """Pairs of a list, if all their files exist."""
     lost = [str(path) for pair in pairs for path in pair if not path.is_file()]
     if lost:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec}: {len(lost)} of {2 * len(pairs)} files in {listed} do not exist: "
             f"{_some(lost)}; unpack the data set whole."
         )

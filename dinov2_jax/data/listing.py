@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import remote
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,9 @@ def _again(file: pathlib.Path, stamp: str) -> Listing:
     """A listing in another process. Raises: OSError if its file is another by now."""
     found = _opened(file)
     if found.stamp != stamp:
-        raise OSError(f"{file} was made anew while it was in use; start again.")
+        raise errors.FileError(
+            f"{file} was made anew while it was in use; start again."
+        )
     return found
 
 

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import TypedDict
 
+from dinov2_jax import errors
+
 NAME = "manifest.json"
 FORMAT = 1
 
@@ -39,20 +41,26 @@ def read(folder: str | os.PathLike) -> Manifest:
     try:
         found = json.loads(path.read_text())
         if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']} is not {FORMAT}")
+            raise errors.InputError(f"format {found['format']} is not {FORMAT}")
         total = sum(shard["records"] for shard in found["shards"])
         if not found["shards"] or total != found["records"]:
-            raise ValueError(f"{found['records']} records, but its shards hold {total}")
+            raise errors.InputError(
+                f"{found['records']} records, but its shards hold {total}"
+            )
         sizes = [(shard["file"], shard["bytes"]) for shard in found["shards"]]
         tuple(found["classes"]), found["labelled"], found["source"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no list of a packed data set: {error}") from error
+        raise errors.InputError(
+            f"{path} is no list of a packed data set: {error}"
+        ) from error
     for name, size in sizes:
         shard = folder / name
         if not shard.is_file():
-            raise ValueError(f"{shard} is missing, but {path} names it; pack again.")
+            raise errors.InputError(
+                f"{shard} is missing, but {path} names it; pack again."
+            )
         if shard.stat().st_size != size:
-            raise ValueError(
+            raise errors.InputError(
                 f"{shard} has {shard.stat().st_size} bytes, but {path} says {size}; "
                 "copy or pack it again."
             )

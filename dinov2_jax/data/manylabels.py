@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import sources
 
 
@@ -21,7 +22,7 @@ def of_tfds(spec: str) -> tuple[tuple[str, ...], np.ndarray]:
     """
     match = sources.TFDS.fullmatch(spec.removeprefix("tfds:"))
     if not spec.startswith("tfds:") or match is None:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec}: several labels an image come from tfds:NAME[:SPLIT][@DATA_DIR], or "
             "from --labels train=FILE --labels val=FILE."
         )
@@ -33,7 +34,7 @@ def of_tfds(spec: str) -> tuple[tuple[str, ...], np.ndarray]:
     inner = getattr(features["labels"], "feature", None) if names else None
     known = isinstance(inner, tfds.features.ClassLabel)
     if not known:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} has no `labels`, a sequence of classes; its features are "
             f"{sorted(features)}."
         )
@@ -72,7 +73,7 @@ def of_file(
             row[[places[x] for x in found["images"][stem]]] = 1
         return classes, out
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{path} does not give the labels of these images ({error!r}); it needs "
             '{"classes": [...], "images": {NAME: [class, ...]}}.'
         ) from error

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from dinov2_jax import errors
+
 MIN_BLOCK = 4  # patches; smallest area that is drawn for a rectangle
 ATTEMPTS = 10  # rectangles tried before a mask stays smaller than its target
 
@@ -67,7 +69,9 @@ def draw(
     Raises: ValueError if probability, ratio or aspect is out of range.
     """
     if not 0 < aspect <= 1:
-        raise ValueError(f"{aspect=} must lie in (0, 1]: it is the flattest block.")
+        raise errors.InputError(
+            f"{aspect=} must lie in (0, 1]: it is the flattest block."
+        )
     edges = _edges(rows, probability, ratio)
     patches = np.float32(grid[0] * grid[1])
     out = np.zeros((rows, *grid), bool)
@@ -119,10 +123,12 @@ def _fill(rng, mask, target, max_patches, aspect) -> None:
 def _edges(rows: int, probability: float, ratio: tuple[float, float]) -> np.ndarray:
     """Float32 edges of the pieces of `ratio`, one piece for each masked row."""
     if not 0 <= probability <= 1:
-        raise ValueError(f"mask {probability=} must lie in [0, 1].")
+        raise errors.InputError(f"mask {probability=} must lie in [0, 1].")
     low, high = ratio
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"mask {ratio=} must be (low, high), 0 <= low <= high <= 1.")
+        raise errors.InputError(
+            f"mask {ratio=} must be (low, high), 0 <= low <= high <= 1."
+        )
     # PyTorch's float32 linspace with its fused multiply-add, counted from the nearer
     # end; the floors of the callers depend on the rounding.
     pieces = int(rows * probability)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinov2_jax import errors
+
 
 class Pair(NamedTuple):
     """One photograph and what is known of its pixels."""
@@ -17,7 +19,7 @@ def require_one_size(
 ) -> None:
     """Raises ValueError, with both names, unless a photograph and its map fit."""
     if target.shape != image.shape[:2]:
-        raise ValueError(
+        raise errors.InputError(
             f"{name} has {_size(image)} pixels, but {other} has {_size(target)}; they "
             "must be equal."
         )

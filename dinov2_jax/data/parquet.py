@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import remote
 from dinov2_jax.data.record import Record
 
@@ -33,7 +34,7 @@ class Parquet:
 
         self._paths = remote.find(pattern)
         if not self._paths:
-            raise ValueError(f"parquet:{pattern} matches no file.")
+            raise errors.InputError(f"parquet:{pattern} matches no file.")
         places, rows = [], []
         try:
             for number, path in enumerate(self._paths):
@@ -43,11 +44,13 @@ class Parquet:
                     rows.append(file.metadata.row_group(group).num_rows)
             schema = file.schema_arrow
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+            raise errors.InputError(
+                f"{path} cannot be read as Parquet: {error}"
+            ) from error
         self._groups = np.array(places, np.int64).reshape(-1, 2)
         self._starts = np.cumsum([0, *rows])
         if not self._starts[-1]:
-            raise ValueError(f"parquet:{pattern} holds no row.")
+            raise errors.InputError(f"parquet:{pattern} holds no row.")
         self._image = _image_column(schema, f"parquet:{pattern}")
         self._label, self.classes = _label_column(schema)
         if max(rows) >= MANY:
@@ -69,7 +72,7 @@ class Parquet:
         image = table[self._image][row].as_py()
         data = image.get("bytes") if isinstance(image, dict) else image
         if not data:
-            raise OSError(f"{self.name(index)} holds no bytes of an image.")
+            raise errors.FileError(f"{self.name(index)} holds no bytes of an image.")
         label = table[self._label][row].as_py() if self._label else None
         return Record(data, -1 if label is None else int(label))
 
@@ -91,7 +94,9 @@ class Parquet:
                 try:
                     table = _opened(path).read_row_group(inner, columns)
                 except (pyarrow.ArrowException, OSError) as error:
-                    raise OSError(f"{path} row group {inner}: {error}") from error
+                    raise errors.FileError(
+                        f"{path} row group {inner}: {error}"
+                    ) from error
                 self._kept[group] = table
             self._kept.move_to_end(group)
             while len(self._kept) > KEPT:
@@ -127,7 +132,7 @@ def _image_column(schema, spec: str) -> str:
 
     found = [field.name for field in schema if holds_images(field.type)]
     if not found:
-        raise ValueError(
+        raise errors.InputError(
             f"{spec} has no column of images; its columns are "
             f"{', '.join(f'{field.name} ({field.type})' for field in schema)}. Needed is "
             "one of bytes, or of structs with a field `bytes`."

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from dinov2_jax import errors
 from dinov2_jax.data import build, decode, draws, masks, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
@@ -82,16 +83,18 @@ def train_batches(
     if multicrop.local_number:
         sizes.append(multicrop.local_size)
     if any(size % patch_size for size in sizes):
-        raise ValueError(f"crop sizes {sizes} must be multiples of {patch_size=}.")
+        raise errors.InputError(
+            f"crop sizes {sizes} must be multiples of {patch_size=}."
+        )
     _check_parts(source, batch_size, process, processes)
     local = batch_size // processes
     if group_size < 1 or local % group_size:
-        raise ValueError(
+        raise errors.InputError(
             f"{batch_size=} over {processes=} leaves {local} images a process; it must "
             f"be a multiple of {group_size=}."
         )
     if seed < 0 or not 0 <= start <= stop:
-        raise ValueError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
+        raise errors.InputError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
     side = multicrop.global_size // patch_size
     rows = group_size * multicrop.global_number
     capacity = rows * side * side
@@ -148,9 +151,11 @@ def eval_batches(
     """
     _check_parts(source, batch_size, process, processes)
     if not 0 < crop <= resize:
-        raise ValueError(f"{crop=} must be at least 1 and at most {resize=}.")
+        raise errors.InputError(f"{crop=} must be at least 1 and at most {resize=}.")
     if limit is not None and limit < 1:
-        raise ValueError(f"{limit=} must be at least 1, or None for all records.")
+        raise errors.InputError(
+            f"{limit=} must be at least 1, or None for all records."
+        )
     builder = build.EvalBuilder(
         source=source,
         count=min(len(source), limit or len(source)),
@@ -198,7 +203,7 @@ def require_decodable(
             return
         except (decode.DecodeError, OSError) as error:
             last = error
-    raise ValueError(
+    raise errors.InputError(
         f"no decodable image among {len(ids)} of {len(source)} records; the last was "
         f"{source.name(int(ids[-1]))}: {last}"
     )
@@ -207,11 +212,13 @@ def require_decodable(
 def _check_parts(source: Source, batch_size: int, process: int, processes: int):
     """Raises ValueError if there is no record, or no equal part for each process."""
     if len(source) < 1:
-        raise ValueError("the source holds no record.")
+        raise errors.InputError("the source holds no record.")
     if batch_size < 1 or processes < 1 or batch_size % processes:
-        raise ValueError(f"{batch_size=} must be a positive multiple of {processes=}.")
+        raise errors.InputError(
+            f"{batch_size=} must be a positive multiple of {processes=}."
+        )
     if not 0 <= process < processes:
-        raise ValueError(f"{process=} must lie in 0..{processes - 1}.")
+        raise errors.InputError(f"{process=} must lie in 0..{processes - 1}.")
 
 
 def iterate(

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+from dinov2_jax import errors
 from dinov2_jax.data import decode
 from dinov2_jax.data.record import Record, Source
 
@@ -10,7 +11,7 @@ LONGEST = 5.0  # seconds between two attempts
 LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-class Unreadable(OSError):
+class Unreadable(errors.FileError):
     """A record that could not be read in as many attempts as are allowed."""
 
     def __init__(self, error: OSError, retries: int):

@@ -6,6 +6,8 @@ import os
 import re
 from typing import Any
 
+from dinov2_jax import errors
+
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -59,7 +61,7 @@ def opened(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise ValueError(
+        raise errors.InputError(
             f"{url} cannot be opened: {error}. For gs:// and s3://: "
             "pip install 'dinov2_jax[remote]'."
         ) from error
@@ -90,4 +92,4 @@ def read(url: str, start: int, size: int) -> bytes:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(f"{url} cannot be read: {error}") from error
+        raise errors.FileError(f"{url} cannot be read: {error}") from error

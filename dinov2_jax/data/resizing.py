@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import errors
+
 Box = np.ndarray | tuple[int, int, int, int]  # top, left, height, width in pixels
 Cut = Callable[[Box, int], np.ndarray]  # box, side of the result -> [side side 3] uint8
 
@@ -61,9 +63,11 @@ WAYS = {"pillow": pillow, "simd": simd}
 def require(way: str) -> None:
     """Raises ValueError if a way is unknown or its package is missing."""
     if way not in WAYS:
-        raise ValueError(f"data.resize={way!r}; choose one of {', '.join(WAYS)}.")
+        raise errors.InputError(
+            f"data.resize={way!r}; choose one of {', '.join(WAYS)}."
+        )
     if way == "simd" and importlib.util.find_spec("cykooz_resizer") is None:
-        raise ValueError(
+        raise errors.InputError(
             "data.resize='simd' needs cykooz.resizer; pip install 'dinov2_jax[simd]', "
             "or choose pillow."
         )

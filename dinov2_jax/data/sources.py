@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import arrays, demo, folder, parquet, tar
 from dinov2_jax.data.record import Record, Source
 
@@ -29,9 +30,11 @@ class Mixture:
         Raises: ValueError if their numbers differ or a weight is not positive.
         """
         if len(sources) != len(weights) or not sources:
-            raise ValueError(f"{len(sources)} sources with {len(weights)} weights.")
+            raise errors.InputError(
+                f"{len(sources)} sources with {len(weights)} weights."
+            )
         if min(weights) <= 0:
-            raise ValueError(f"{weights=} must all be positive.")
+            raise errors.InputError(f"{weights=} must all be positive.")
         self.sources, self.weights = tuple(sources), tuple(weights)
         self.starts = np.cumsum([0, *map(len, sources)])
         same = all(source.classes == sources[0].classes for source in sources)
@@ -66,12 +69,12 @@ class Subset:
         """
         ids = np.asarray(ids)
         if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(
+            raise errors.InputError(
                 f"ids must be a non-empty list of record numbers, not {ids.shape} "
                 f"{ids.dtype}."
             )
         if ids.min() < 0 or ids.max() >= len(source):
-            raise ValueError(
+            raise errors.InputError(
                 f"ids run from {ids.min()} to {ids.max()}, but the source has "
                 f"{len(source)} records."
             )
@@ -108,7 +111,9 @@ def open_source(
     """
     parts = [part.strip() for part in spec.split(";") if part.strip()]
     if not parts:
-        raise ValueError(f"{spec!r} names no source; give one such as folder:PATH.")
+        raise errors.InputError(
+            f"{spec!r} names no source; give one such as folder:PATH."
+        )
     weighted = re.compile(r"(.+?)(?:@(\d+(?:\.\d+)?))?", re.DOTALL)
     matches = [weighted.fullmatch(part) for part in parts]
     opened = tuple(_open(match[1], cache_dir) for match in matches)
@@ -122,12 +127,12 @@ def _open(spec: str, cache_dir) -> Source:
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1)
         hint = f"did you mean {near[0]}:? " if near else ""
-        raise ValueError(
+        raise errors.InputError(
             f"unknown kind of source {kind!r} in {spec!r}; {hint}Known are "
             f"{', '.join(f'{kind}:' for kind in KINDS)}."
         )
     if not rest:
-        raise ValueError(f"{spec!r} does not say which {kind} to open.")
+        raise errors.InputError(f"{spec!r} does not say which {kind} to open.")
     if kind == "folder":
         return folder.Folder(rest, cache_dir)
     if kind == "tar":
@@ -140,5 +145,7 @@ def _open(spec: str, cache_dir) -> Source:
         return demo.Demo(rest)
     match = TFDS.fullmatch(rest)
     if match is None:
-        raise ValueError(f"{spec!r} is not tfds:NAME[:VERSION][:SPLIT][@DATA_DIR].")
+        raise errors.InputError(
+            f"{spec!r} is not tfds:NAME[:VERSION][:SPLIT][@DATA_DIR]."
+        )
     return arrays.Tfds(match[1], match[2] or "train", match[3])

@@ -5,6 +5,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 
+from dinov2_jax import errors
 from dinov2_jax.data import folder, listing, remote
 from dinov2_jax.data.record import Record
 
@@ -29,7 +30,7 @@ class Tar:
         self._shards = remote.find(pattern)
         self._open: dict[int, int] = {}  # file descriptors, one set a process
         if not self._shards:
-            raise ValueError(f"tar:{pattern} matches no file.")
+            raise errors.InputError(f"tar:{pattern} matches no file.")
         places = [
             x if remote.is_remote(x) else os.path.abspath(x) for x in self._shards
         ]
@@ -52,7 +53,7 @@ class Tar:
         else:
             data = os.pread(self._descriptor(shard), size, start)
         if len(data) < size:
-            raise OSError(f"{path} ends within {self.name(index)}.")
+            raise errors.FileError(f"{path} ends within {self.name(index)}.")
         return Record(data, int(self._files.labels[index]))
 
     def _descriptor(self, shard: int) -> int:
@@ -83,7 +84,7 @@ def _members(shards: list[str], other: collections.Counter) -> Iterator[listing.
             ):
                 yield from _images(members, number, other)
         except tarfile.TarError as error:
-            raise ValueError(
+            raise errors.InputError(
                 f"{shard} cannot be read as an uncompressed tar file ({error}); "
                 "unpack compressed ones, their members have no fixed position."
             ) from error
@@ -113,7 +114,7 @@ def _label(members: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     """The class in a .cls file. Raises: ValueError if it is no number."""
     text = members.extractfile(member).read(32).decode(errors="replace").strip()
     if not text.isdecimal() or int(text) >= 2**31:
-        raise ValueError(
+        raise errors.InputError(
             f"{member.name} in {members.name} holds {text!r}; a .cls file holds the "
             "number of a class, 0 or more."
         )

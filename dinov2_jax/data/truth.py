@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax import errors
+
 LISTS = ("easy", "hard", "junk")
 
 
@@ -29,14 +31,16 @@ def of(found: Mapping[str, Any]) -> Truth:
     """
     images, queries = (tuple(map(str, found[k])) for k in ("imlist", "qimlist"))
     if len(found["gnd"]) != len(queries):
-        raise ValueError(f"{len(found['gnd'])} answers to {len(queries)} queries")
+        raise errors.InputError(
+            f"{len(found['gnd'])} answers to {len(queries)} queries"
+        )
     lists, boxes = [], []
     for one in found["gnd"]:
         numbers = {k: tuple(int(i) for i in np.ravel(one[k])) for k in LISTS}
         if any(not 0 <= i < len(images) for k in LISTS for i in numbers[k]):
-            raise ValueError(f"an answer is no number below {len(images)}")
+            raise errors.InputError(f"an answer is no number below {len(images)}")
         lists.append(numbers)
         boxes.append(tuple(float(x) for x in np.ravel(one["bbx"])))
     if any(len(box) != 4 for box in boxes):
-        raise ValueError("a box has not four numbers")
+        raise errors.InputError("a box has not four numbers")
     return Truth(images, queries, tuple(boxes), tuple(lists))

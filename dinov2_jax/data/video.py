@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import decode, folder
 from dinov2_jax.data.record import Record
 
@@ -31,10 +32,12 @@ class Frames:
             holds pictures beside clips, or videos are there without their library.
         """
         if frames < 1 or limit < 0:
-            raise ValueError(f"{frames=} must be 1 or more and {limit=} 0 or more.")
+            raise errors.InputError(
+                f"{frames=} must be 1 or more and {limit=} 0 or more."
+            )
         self.root, self.frames = os.path.abspath(os.path.expanduser(root)), frames
         if not os.path.isdir(self.root):
-            raise ValueError(f"folder:{root} is not a folder ({self.root}).")
+            raise errors.InputError(f"folder:{root} is not a folder ({self.root}).")
         self.classes = tuple(e.name for e in _entries(self.root) if e.is_dir())
         clips = [
             (name, label)
@@ -42,7 +45,7 @@ class Frames:
             for name in _clips(self.root, kind)
         ]
         if not clips:
-            raise ValueError(
+            raise errors.InputError(
                 f"folder:{root} holds no clip; it needs CLASS/CLIP/FRAME.jpg, or "
                 f"CLASS/CLIP with one of {' '.join(VIDEOS)}."
             )
@@ -105,7 +108,7 @@ def _clips(root: str, kind: str) -> list[str]:
         elif _is_picture(entry.name):
             other.append(entry.name)
     if other:
-        raise ValueError(
+        raise errors.InputError(
             f"{os.path.join(root, kind)} holds {len(other)} things that are no clip, such "
             f"as {other[0]}; each clip is a video file, or a folder with its pictures."
         )
@@ -130,7 +133,7 @@ def library():
     try:
         import av
     except ImportError as error:
-        raise ValueError(
+        raise errors.InputError(
             "video files need PyAV; pip install 'dinov2_jax[video]', or give folders "
             "of frames."
         ) from error

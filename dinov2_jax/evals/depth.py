@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov2_jax import errors
+
 EPS = 1e-3  # metres, added inside logarithms
 NYU = (480, 640)  # pixels, height and width of NYU's images
 SHARES = {  # top, bottom, left, right, as shares of a side
@@ -100,13 +102,15 @@ def inside(shape: tuple[int, int], crop: str) -> np.ndarray:
     Raises: ValueError for another crop, or `nyu` with images of another size.
     """
     if crop not in CROPS:
-        raise ValueError(f"{crop=} is unknown; choose one of {', '.join(CROPS)}.")
+        raise errors.InputError(
+            f"{crop=} is unknown; choose one of {', '.join(CROPS)}."
+        )
     found = np.zeros(shape, bool)
     if crop == "none":
         found[:] = True
     elif crop == "nyu":
         if tuple(shape) != NYU:
-            raise ValueError(
+            raise errors.InputError(
                 f"The crop 'nyu' is for images of 480x640 pixels, not "
                 f"{shape[0]}x{shape[1]}; set eval_crop=none."
             )
@@ -118,7 +122,7 @@ def inside(shape: tuple[int, int], crop: str) -> np.ndarray:
     return found
 
 
-def errors(
+def metrics(
     depth: np.ndarray,
     target: np.ndarray,
     *,
@@ -141,9 +145,11 @@ def errors(
     """
     depth, target = (np.asarray(x, np.float64) for x in (depth, target))
     if depth.shape != target.shape:
-        raise ValueError(f"{depth.shape=} and {target.shape=} differ.")
+        raise errors.InputError(f"{depth.shape=} and {target.shape=} differ.")
     if not np.isfinite(depth).all():
-        raise ValueError("A predicted depth is not finite; the head has diverged.")
+        raise errors.InputError(
+            "A predicted depth is not finite; the head has diverged."
+        )
     known = (target > min_depth) & (target < max_depth) & inside(target.shape, crop)
     if not known.any():
         return {}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import neighbors
+from dinov2_jax import errors, neighbors
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "ks"))
@@ -84,7 +84,7 @@ def guesses(
     """
     _check("train", train, train_labels)
     if not ks or min(ks) < 1:
-        raise ValueError(f"{ks=}; k-NN needs one k or more, all at least 1.")
+        raise errors.InputError(f"{ks=}; k-NN needs one k or more, all at least 1.")
     largest = min(max(ks), len(train))
     classes = int(train_labels.max()) + 1
     val = unit_rows(jnp.asarray(val))
@@ -109,7 +109,7 @@ def few(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray
     """
     classes, counts = np.unique(labels, return_counts=True)
     if number < 1 or counts.min() < number:
-        raise ValueError(
+        raise errors.InputError(
             f"{number} images a class are asked for; the smallest class has "
             f"{counts.min()}. Ask for 1 to {counts.min()}."
         )
@@ -122,13 +122,13 @@ def few(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray
 def _check(name: str, features: jax.Array, labels: np.ndarray) -> None:
     """Raises ValueError unless there are rows, each with a label."""
     if not len(features) or len(features) != len(labels):
-        raise ValueError(
+        raise errors.InputError(
             f"{name}: {len(features)} features with {len(labels)} labels; k-NN needs "
             "one label for each row, and a row."
         )
     missing = int((labels < 0).sum())
     if missing:
-        raise ValueError(
+        raise errors.InputError(
             f"{name}: {missing} of {len(labels)} images have no label, which k-NN "
             "needs; put them into class folders, or take them out."
         )

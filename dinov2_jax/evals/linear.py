@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinov2_jax import errors
+
 MOMENTUM = 0.9
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates at a batch of 256 images."""
@@ -214,7 +216,7 @@ def class_numbers(train: Sequence[str], test: Sequence[str]) -> np.ndarray:
         return np.array([places[name] for name in test])
     if all(name.isdigit() and int(name) < len(train) for name in test):
         return np.array([int(name) for name in test])
-    raise ValueError(
+    raise errors.InputError(
         f"{len(unknown)} of {len(test)} classes are none of training, such as "
         f"{', '.join(unknown[:3])}; name them as there, or by their number."
     )

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinov2_jax import errors
+
 DTYPES = ("float64", "float32")
 PATIENCE = 5  # iterations in a row without a visible change of the loss: it is done
 CHANGE = {"float64": 64 * np.finfo(np.float64).eps, "float32": 1e-9}
@@ -64,9 +66,11 @@ def fit(
     _check(x, labels, classes)
     cs = np.asarray(cs, np.float64)
     if cs.ndim != 1 or not len(cs) or not (cs > 0).all() or not np.isfinite(cs).all():
-        raise ValueError(f"cs={cs.tolist()} must be one positive number or more.")
+        raise errors.InputError(
+            f"cs={cs.tolist()} must be one positive number or more."
+        )
     if dtype not in DTYPES:
-        raise ValueError(f"{dtype=}; choose one of {', '.join(DTYPES)}.")
+        raise errors.InputError(f"{dtype=}; choose one of {', '.join(DTYPES)}.")
     block = min(block, len(cs))
     padded = np.pad(cs, (0, -len(cs) % block), mode="edge").reshape(-1, block)
     with precision(dtype):
@@ -202,7 +206,7 @@ def held_out_rows(
     """
     number = round(held_out * count)
     if not 0 < number < count:
-        raise ValueError(
+        raise errors.InputError(
             f"{held_out=} of {count} rows holds out {number}; choose a share that "
             "leaves rows on both sides."
         )
@@ -220,12 +224,12 @@ def precision(dtype: str):
 def _check(x: np.ndarray, labels: np.ndarray, classes: int) -> None:
     """Raises ValueError unless each row has a class among `classes`."""
     if not len(x) or len(x) != len(labels):
-        raise ValueError(
+        raise errors.InputError(
             f"{len(x)} rows with {len(labels)} labels; logistic regression needs one "
             "label for each row, and a row."
         )
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
+        raise errors.InputError(
             f"Labels run from {labels.min()} to {labels.max()}; they must lie in 0 to "
             f"{classes - 1}, the {classes} classes."
         )

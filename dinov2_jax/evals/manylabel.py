@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinov2_jax import errors
 from dinov2_jax.evals import logreg, retrieval
 
 LEVELS = np.linspace(0, 1, 11)  # of recall, of the older average precision
@@ -40,9 +41,11 @@ def fit(
     _check(x, targets)
     cs = np.asarray(cs, np.float64)
     if cs.ndim != 1 or not len(cs) or not (cs > 0).all() or not np.isfinite(cs).all():
-        raise ValueError(f"cs={cs.tolist()} must be one positive number or more.")
+        raise errors.InputError(
+            f"cs={cs.tolist()} must be one positive number or more."
+        )
     if dtype not in logreg.DTYPES:
-        raise ValueError(f"{dtype=}; choose one of {', '.join(logreg.DTYPES)}.")
+        raise errors.InputError(f"{dtype=}; choose one of {', '.join(logreg.DTYPES)}.")
     block = min(block, len(cs))
     padded = np.pad(cs, (0, -len(cs) % block), mode="edge").reshape(-1, block)
     with logreg.precision(dtype):
@@ -156,7 +159,9 @@ def sweep(
     for i in range(len(cs)):
         each = average_precisions(scores(tried, x[out], i), targets[out], eleven)
         if np.isnan(each).all():
-            raise ValueError(f"{len(out)} rows held out show no class; hold out more.")
+            raise errors.InputError(
+                f"{len(out)} rows held out show no class; hold out more."
+            )
         means[i] = np.nanmean(each)
     best = float(cs[means.argmax()])
     return logreg.Sweep(best, means, fit(x, targets, [best], **settings))
@@ -165,10 +170,10 @@ def sweep(
 def _check(x: np.ndarray, targets: np.ndarray) -> None:
     """Raises ValueError unless each row has a value for every class."""
     if not len(x) or targets.ndim != 2 or len(x) != len(targets):
-        raise ValueError(
+        raise errors.InputError(
             f"{len(x)} rows with targets {targets.shape}; each row needs a value a class."
         )
     if not np.isin(targets, (-1, 0, 1)).all():
-        raise ValueError(
+        raise errors.InputError(
             "Targets are 1 (has it), 0 (has it not) or -1 (does not count)."
         )

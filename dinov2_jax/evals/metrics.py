@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dinov2_jax import errors
+
 SAME = 1e-10  # variance by mean square; rounding of a float32 network leaves less
 
 
@@ -46,7 +48,9 @@ def raw_pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
     """
     n, height, width, channels = images.shape
     if height < side or width < side:
-        raise ValueError(f"Images of {height}x{width} are smaller than {side}x{side}.")
+        raise errors.InputError(
+            f"Images of {height}x{width} are smaller than {side}x{side}."
+        )
     rows, columns = height // side * side, width // side * side
     x = images[:, :rows, :columns].astype(np.float32)
     x = x.reshape(n, side, rows // side, side, columns // side, channels).mean((2, 4))
@@ -86,7 +90,7 @@ def multi_label_accuracy(guesses: np.ndarray, labels: Sequence[Sequence[int]]) -
     """
     hits = [int(guess) in some for guess, some in zip(guesses, labels) if len(some)]
     if not hits:
-        raise ValueError("No image has a label; check the list of labels.")
+        raise errors.InputError("No image has a label; check the list of labels.")
     return float(np.mean(hits))
 
 
@@ -110,18 +114,18 @@ ALEXNET = {
 """AlexNet's mean error under each corruption, as published with ImageNet-C."""
 
 
-def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
+def mean_corruption_error(rates: Mapping[str, Sequence[float]]) -> float:
     """Mean over corruptions of the error by AlexNet's; below 1 is better than it.
 
     Args:
-        errors: each corruption of ALEXNET -> the error in [0, 1] of each severity.
+        rates: each corruption of ALEXNET -> the error in [0, 1] of each severity.
     Raises: ValueError if one is missing or not known.
     Source: arXiv:1903.12261 section 4.
     """
-    if set(errors) != set(ALEXNET):
-        wrong = sorted(set(errors) ^ set(ALEXNET))
-        raise ValueError(
+    if set(rates) != set(ALEXNET):
+        wrong = sorted(set(rates) ^ set(ALEXNET))
+        raise errors.InputError(
             f"The mean corruption error takes the {len(ALEXNET)} corruptions of "
             f"ImageNet-C; missing or unknown: {', '.join(wrong)}."
         )
-    return float(np.mean([np.mean(errors[k]) / ALEXNET[k] for k in ALEXNET]))
+    return float(np.mean([np.mean(rates[k]) / ALEXNET[k] for k in ALEXNET]))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dinov2_jax import errors
+
 
 class State(NamedTuple):
     """A head and its optimiser between two steps."""
@@ -39,9 +41,9 @@ def rate(
     Source: mmcv's poly (power 1) and cosine schedules, which the reference uses.
     """
     if decay not in ("linear", "cosine"):
-        raise ValueError(f"{decay=} must be linear or cosine.")
+        raise errors.InputError(f"{decay=} must be linear or cosine.")
     if not 0 <= warmup <= steps:
-        raise ValueError(f"{warmup=} steps of {steps}; give 0 to {steps}.")
+        raise errors.InputError(f"{warmup=} steps of {steps}; give 0 to {steps}.")
 
     def at(step: jax.Array) -> jax.Array:
         done = jnp.minimum(step / steps, 1.0)
@@ -143,7 +145,7 @@ def fit(
         mean = float(jnp.stack(losses).mean())
         losses.clear()
         if not math.isfinite(mean):
-            raise ValueError(
+            raise errors.InputError(
                 f"The loss of the head is {mean} by step {step}; lower lr, or look for "
                 "targets that are not finite."
             )

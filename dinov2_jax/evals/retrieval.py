@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinov2_jax import errors
+
 PRECISIONS = (1, 5, 10)  # ranks whose precision the revisited protocol reports
 LEVELS = {
     "easy": (("easy",), ("junk", "hard")),
@@ -106,7 +108,9 @@ def revisited(
                 value = float((places < top).sum() / top)
                 found.setdefault(f"mp{k}_{level}", []).append(value)
     if not found:
-        raise ValueError("No query has an image to find; check the ground truth.")
+        raise errors.InputError(
+            "No query has an image to find; check the ground truth."
+        )
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
@@ -139,7 +143,7 @@ def by_label(
             areas.append(area)
             firsts.append(int(relevant.argmax()))
     if not areas:
-        raise ValueError(
+        raise errors.InputError(
             "No query's label is among the database's; check that both name the same "
             "classes."
         )
@@ -160,7 +164,7 @@ def global_average_precision(
     Source: arXiv:2202.01747 section 3.2; equals the GAP of Google Landmarks.
     """
     if answerable < 1:
-        raise ValueError("No query has an answer; GAP needs one at least.")
+        raise errors.InputError("No query has an answer; GAP needs one at least.")
     order = np.argsort(-np.asarray(confidence), kind="stable")
     return average_precision(np.asarray(right, bool)[order], answerable)
 

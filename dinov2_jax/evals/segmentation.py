@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov2_jax import errors
+
 CHUNK = 128  # rows of an image that are enlarged at once
 
 
@@ -22,7 +24,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Source: mmsegmentation's loss as the reference sets it (`avg_non_ignore` off).
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"{logits.shape=} and {labels.shape=} differ in B, H or W.")
+        raise errors.InputError(
+            f"{logits.shape=} and {labels.shape=} differ in B, H or W."
+        )
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     own = jnp.take_along_axis(logp, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
     return -jnp.where(labels >= 0, own, 0.0).mean()
@@ -40,12 +44,12 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if labels.shape != predicted.shape:
-        raise ValueError(f"{labels.shape=} and {predicted.shape=} differ.")
+        raise errors.InputError(f"{labels.shape=} and {predicted.shape=} differ.")
     counted = labels >= 0
     truth, found = labels[counted].astype(np.int64), predicted[counted]
     for name, values in (("labels", truth), ("predictions", found)):
         if values.size and not 0 <= values.min() <= values.max() < classes:
-            raise ValueError(
+            raise errors.InputError(
                 f"{name} run from {values.min()} to {values.max()}; with {classes} "
                 f"classes they must lie in 0..{classes - 1}."
             )
@@ -71,7 +75,9 @@ def scores(matrix: np.ndarray) -> Scores:
     """
     matrix = np.asarray(matrix, np.float64)
     if not matrix.sum():
-        raise ValueError("No labelled pixel was counted; all of them are ignored.")
+        raise errors.InputError(
+            "No labelled pixel was counted; all of them are ignored."
+        )
     hits, truth, found = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     union = truth + found - hits
     with np.errstate(invalid="ignore"):
@@ -87,7 +93,7 @@ def scores(matrix: np.ndarray) -> Scores:
 def starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows along one side; the last one ends with the side."""
     if not 0 < stride <= window:
-        raise ValueError(f"{stride=} must lie in 1..{window}, the window.")
+        raise errors.InputError(f"{stride=} must lie in 1..{window}, the window.")
     count = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride, length - window), 0) for i in range(count)]
 

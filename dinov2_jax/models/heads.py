@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import errors
 from dinov2_jax.models import layers
 
 
@@ -60,7 +61,9 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[... D] features -> [... K] logits in the compute dtype."""
         if self.layers < 1:
-            raise ValueError(f"A head of {self.layers} layers; it needs 1 or more.")
+            raise errors.InputError(
+                f"A head of {self.layers} layers; it needs 1 or more."
+            )
         given = (self.dtype, self.gather)
         for i in range(self.layers):
             last = i == self.layers - 1

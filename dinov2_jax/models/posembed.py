@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov2_jax import errors
+
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     """Keys' cubic convolution kernel of sharpness `a`, support 2."""
@@ -57,7 +59,7 @@ def resize_weights(n_in: int, n_out: int, antialias: bool, offset: float) -> np.
     """
     scale = (n_out + offset) / n_in
     if math.floor(n_in * scale) != n_out:
-        raise ValueError(
+        raise errors.InputError(
             f"Resizing {n_in} to {n_out} with offset {offset} yields "
             f"{math.floor(n_in * scale)} positions; use an offset in [0, 1)."
         )
@@ -81,7 +83,7 @@ def resize(
     """
     side = math.isqrt(table.shape[1] - 1)
     if side * side != table.shape[1] - 1:
-        raise ValueError(
+        raise errors.InputError(
             f"A position table of {table.shape[1]} entries is no cls entry plus a "
             "square grid; it needs 1 + M*M entries."
         )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.models import vit
 
 Layer = tuple[jax.Array, jax.Array]
@@ -168,7 +169,7 @@ class DPTDepth(nn.Module):
     def __call__(self, layers: Sequence[Layer]) -> jax.Array:
         """[B H W] metres, H and W 16 times the map's (but for an odd coarsest map)."""
         if len(layers) != len(self.widths):
-            raise ValueError(
+            raise errors.InputError(
                 f"{len(layers)} layers for a head over {len(self.widths)}; give as many."
             )
         maps = [self._map(i, *layer) for i, layer in enumerate(layers)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from dinov2_jax import errors
 from dinov2_jax.models import layers, posembed
 
 VARIANTS = {
@@ -42,7 +43,7 @@ def variant(name: str) -> dict[str, int | str]:
     """
     size, _, patch = name.partition("/")
     if size not in VARIANTS or not patch.isdigit() or int(patch) < 1:
-        raise ValueError(
+        raise errors.InputError(
             f"Variant {name!r} is unknown; it needs the form SIZE/PATCH with SIZE one "
             f"of {', '.join(VARIANTS)}, for example S/14."
         )
@@ -107,7 +108,7 @@ class ViT(nn.Module):
         super().__post_init__()
         for whole, part in (("width", "heads"), ("image_size", "patch_size")):
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
+                raise errors.InputError(
                     f"{whole}={getattr(self, whole)} is no multiple of "
                     f"{part}={getattr(self, part)}; change one of them."
                 )
@@ -118,7 +119,7 @@ class ViT(nn.Module):
         }
         for field, known in choices.items():
             if getattr(self, field) not in known:
-                raise ValueError(
+                raise errors.InputError(
                     f"{field}={getattr(self, field)!r} is unknown; "
                     f"choose one of {', '.join(known)}."
                 )
@@ -151,7 +152,7 @@ class ViT(nn.Module):
         images = stacks[0].shape[0]
         groups = images if groups is None else groups
         if images % groups:
-            raise ValueError(
+            raise errors.InputError(
                 f"A batch of {images} does not divide into {groups} groups."
             )
         masks = [None] * len(stacks) if masks is None else masks
@@ -258,12 +259,12 @@ class ViT(nn.Module):
         """Rows and columns of patches of images [B V H W C]."""
         *_, height, width, channels = x.shape
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
+            raise errors.InputError(
                 f"Images of {height}x{width} pixels are no multiple of the patch size "
                 f"{self.patch_size}; resize or crop them to one."
             )
         if channels != self.in_channels:
-            raise ValueError(
+            raise errors.InputError(
                 f"Images have {channels} channels, the model takes {self.in_channels}."
             )
         return height // self.patch_size, width // self.patch_size
@@ -311,7 +312,7 @@ class ViT(nn.Module):
             blocks = range(self.depth - blocks, self.depth)
         wanted = sorted(set(blocks))
         if not wanted or wanted[0] < 0 or wanted[-1] >= self.depth:
-            raise ValueError(
+            raise errors.InputError(
                 f"Blocks {list(blocks)} are asked for; the model has blocks 0 to "
                 f"{self.depth - 1}."
             )
@@ -337,7 +338,7 @@ def build(name: str, **overrides) -> ViT:
     known = {field.name for field in dataclasses.fields(ViT)}
     unknown = set(overrides) - known
     if unknown:
-        raise ValueError(
+        raise errors.InputError(
             f"ViT has no argument {sorted(unknown)}; it has {sorted(known)}."
         )
     return ViT(**(variant(name) | overrides))

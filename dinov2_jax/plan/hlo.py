@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from dinov2_jax import errors
 from dinov2_jax.plan.program import Instruction, Program, Shape
 
 KINDS = (
@@ -111,7 +112,7 @@ def _walk(
         base = one.op.removesuffix("-start")
         if base in KINDS and role != "copy":
             if trips is None:
-                raise ValueError(
+                raise errors.InputError(
                     f"{one.name} lies in a loop whose length the program's text does "
                     "not tell."
                 )

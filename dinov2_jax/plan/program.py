@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dinov2_jax import errors
+
 Shape = tuple[str, tuple[int, ...]]
 """(dtype, sizes) of an array."""
 
@@ -140,7 +142,7 @@ def _closing(text: str, start: int) -> int:
         depth += 1 if found[0] == "(" else -1
         if not depth:
             return found.start()
-    raise ValueError(f"A parenthesis of {text[:80]!r} is not closed.")
+    raise errors.InputError(f"A parenthesis of {text[:80]!r} is not closed.")
 
 
 def _cycle(pairs: list[tuple[str, str]]) -> tuple[int, ...]:

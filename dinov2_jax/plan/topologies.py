@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from dinov2_jax import errors
+
 GIB = 2**30
 
 CUDA = """
@@ -164,7 +166,7 @@ def parse(name: str) -> Topology:
     elif fits:
         fits = len(numbers) == 2 and numbers[1] <= 8
     if not fits:
-        raise ValueError(f"topology {name!r} is unknown; known are {known()}.")
+        raise errors.InputError(f"topology {name!r} is unknown; known are {known()}.")
     return Topology(name, kind, numbers)
 
 
@@ -179,7 +181,7 @@ def require_compiler(topology: Topology) -> None:
     }[topology.kind.platform]
     if not any(importlib.util.find_spec(name) for name in found):
         extra = topology.kind.platform
-        raise ValueError(
+        raise errors.InputError(
             f"{topology.name}: its compiler, {found[0].replace('_', '-')}, is not "
             f"installed; pip install 'dinov2_jax[{extra}]'. No {extra.upper()} device "
             "is needed."

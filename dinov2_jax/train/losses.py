@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import errors
 from dinov2_jax.models import heads
 
 
@@ -99,10 +100,14 @@ def dino_pairs(student: jax.Array, targets: jax.Array, temp: float = 0.1) -> jax
     Source: arXiv:2104.14294 eq. 3; equals the reference's local and global terms.
     """
     if student.shape[::2] != targets.shape[::2]:
-        raise ValueError(f"{student.shape=} and {targets.shape=} differ in B or K.")
+        raise errors.InputError(
+            f"{student.shape=} and {targets.shape=} differ in B or K."
+        )
     (b, v, _), u = student.shape, targets.shape[1]
     if v * u == u:
-        raise ValueError(f"{v} student and {u} teacher views make no pair; add views.")
+        raise errors.InputError(
+            f"{v} student and {u} teacher views make no pair; add views."
+        )
     logp = jax.nn.log_softmax(student.astype(jnp.float32) / temp)
     pairs = -jnp.einsum("bvk,buk->vu", logp, jax.lax.stop_gradient(targets)) / b
     return jnp.where(jnp.eye(v, u, dtype=bool), 0.0, pairs) / (v * u - u)
@@ -141,7 +146,7 @@ def koleo(features: jax.Array) -> jax.Array:
     Source: arXiv:1806.03198 eq. 3; arXiv:2304.07193 section 4.
     """
     if features.shape[1] < 2:
-        raise ValueError(
+        raise errors.InputError(
             "KoLeo needs the nearest neighbour inside a group, but groups have "
             f"{features.shape[1]} image; use groups of 2 or more, or weight 0."
         )

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dinov2_jax import errors
+
 Schedule = Callable[[jax.Array], jax.Array]
 
 
@@ -35,7 +37,7 @@ def cosine(
     Source: the reference's `CosineScheduler`.
     """
     if not 0 <= warmup <= steps:
-        raise ValueError(
+        raise errors.InputError(
             f"A warm-up of {warmup} steps does not fit into {steps} steps; shorten it."
         )
 
@@ -65,7 +67,7 @@ def scaled_lr(
     ratio = batch_size / reference
     factors = {"sqrt": ratio**0.5, "linear": ratio, "none": 1.0}
     if rule not in factors:
-        raise ValueError(
+        raise errors.InputError(
             f"lr scaling {rule!r} is unknown; choose one of {list(factors)}."
         )
     return base_lr * factors[rule]

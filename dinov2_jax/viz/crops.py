@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dinov2_jax import errors
+
 GRAY = 128  # of a masked patch
 LEAST = 128  # pixels; smaller global crops are shown enlarged
 GAP, MARGIN, HEADER = 6, 16, 26  # pixels: between tiles, around groups, for captions
@@ -21,14 +23,14 @@ def masked(crops: np.ndarray, masks: np.ndarray, patch_size: int) -> np.ndarray:
     """
     crops, masks = np.asarray(crops), np.asarray(masks, bool)
     if crops.ndim != 5 or crops.shape[4] != 3 or crops.dtype != np.uint8:
-        raise ValueError(
+        raise errors.InputError(
             f"crops of shape {crops.shape} and {crops.dtype} must be [B U S S 3] "
             "uint8; undo the normalisation first."
         )
     grid = (crops.shape[2] // patch_size, crops.shape[3] // patch_size)
     whole = all(side % patch_size == 0 for side in crops.shape[2:4])
     if not whole or masks.shape != (*crops.shape[:2], grid[0] * grid[1]):
-        raise ValueError(
+        raise errors.InputError(
             f"masks of shape {masks.shape} do not cover crops of shape {crops.shape} "
             f"with {patch_size=}; needs {(*crops.shape[:2], 'S/patch_size squared')}."
         )
@@ -57,7 +59,7 @@ def crops_picture(
     local_crops = np.asarray(local_crops)
     shape = local_crops.shape
     if len(shape) != 5 or len(local_crops) != len(hidden) or shape[2] > hidden.shape[2]:
-        raise ValueError(
+        raise errors.InputError(
             f"local crops of shape {shape} do not belong to global crops of shape "
             f"{hidden.shape}; needs [B V s s 3] with the same B and s <= S."
         )

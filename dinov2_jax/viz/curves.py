@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dinov2_jax import errors
 from dinov2_jax.viz import history, panels
 
 ORDER = ("loss", "knn", "sched", "grad_norm", "health", "time")
@@ -49,7 +50,7 @@ def curves(histories: Mapping[str, History], *, dpi: int = 150) -> dict[str, byt
     for run, metrics in histories.items():
         for i, line in enumerate(metrics):
             if "step" not in line:
-                raise ValueError(
+                raise errors.InputError(
                     f"{run}: dict {i} of its history lacks `step`; add it."
                 )
     runs = [with_derived(metrics) for metrics in histories.values()]

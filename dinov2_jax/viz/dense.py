@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dinov2_jax import errors
+
 TALL = 192  # pixels, height of a picture
 GAP, HEADER = 8, 26  # pixels
 INK = (75, 82, 92)
@@ -97,10 +99,12 @@ def _check(*columns: Sequence[np.ndarray]) -> None:
     """Raises ValueError if there is no row, or pictures of one differ in size."""
     sizes = [{x.shape[:2] for x in row} for row in zip(*columns)]
     if not sizes or len({len(column) for column in columns}) > 1:
-        raise ValueError(f"{[len(c) for c in columns]} pictures; give as many of each.")
+        raise errors.InputError(
+            f"{[len(c) for c in columns]} pictures; give as many of each."
+        )
     for row, found in enumerate(sizes):
         if len(found) > 1:
-            raise ValueError(f"row {row} has pictures of sizes {sorted(found)}.")
+            raise errors.InputError(f"row {row} has pictures of sizes {sorted(found)}.")
 
 
 def _sheet(captions: Sequence[str], rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

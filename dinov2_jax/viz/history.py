@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax import errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -36,9 +38,11 @@ def read(workdirs: Sequence[str | pathlib.Path]) -> list[Run]:
     """
     folders = [pathlib.Path(folder).resolve() for folder in workdirs]
     if not folders:
-        raise ValueError("no workdir given; name at least one folder of a run.")
+        raise errors.InputError("no workdir given; name at least one folder of a run.")
     if len(set(folders)) < len(folders):
-        raise ValueError(f"a workdir comes twice in {[str(f) for f in folders]}.")
+        raise errors.InputError(
+            f"a workdir comes twice in {[str(f) for f in folders]}."
+        )
     return [_run(folder, name) for folder, name in zip(folders, _names(folders))]
 
 
@@ -99,7 +103,7 @@ def _run(folder: pathlib.Path, name: str) -> Run:
     """The run of one folder."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(
+        raise errors.InputError(
             f"{folder} has no metrics.jsonl; pass the --workdir of a training run, "
             "which writes that file from its first logged step on."
         )
@@ -138,7 +142,11 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); mend or remove it.") from error
+        raise errors.InputError(
+            f"{path} is no JSON ({error}); mend or remove it."
+        ) from error
     if type(found) is not dict:
-        raise ValueError(f"{path} holds a {type(found).__name__}, needs an object.")
+        raise errors.InputError(
+            f"{path} holds a {type(found).__name__}, needs an object."
+        )
     return found

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import errors
+
 PERCENTILES = (1, 99)  # of a component: black and full colour, so outliers clip
 FLAT = 1e-6  # a component this much narrower than the first is rounding noise
 GAP = 8  # pixels between tiles
@@ -33,16 +35,16 @@ def pca_maps(
     """
     patches = np.asarray(patches)
     if components not in (1, 3):
-        raise ValueError(f"{components=} must be 3 (RGB) or 1 (grey).")
+        raise errors.InputError(f"{components=} must be 3 (RGB) or 1 (grey).")
     if patches.ndim != 4 or 0 in patches.shape or patches.shape[-1] < components:
-        raise ValueError(
+        raise errors.InputError(
             f"patches of shape {patches.shape} must be [B h w D] with D >= "
             f"{components}; reshape the tokens of each image to its patch grid."
         )
     flat = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
     if not np.isfinite(flat).all():
         bad = np.count_nonzero(~np.isfinite(flat))
-        raise ValueError(f"patches hold {bad} values that are NaN or infinite.")
+        raise errors.InputError(f"patches hold {bad} values that are NaN or infinite.")
     colors = _scaled(_projected(flat, components))
     maps = np.broadcast_to(colors, (len(flat), 3)).reshape(*patches.shape[:3], 3)
     if size is None:
@@ -67,12 +69,12 @@ def pca_picture(
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(
+        raise errors.InputError(
             f"images of shape {images.shape} and {images.dtype} must be [B S S 3] "
             "uint8; undo the normalisation first."
         )
     if len(images) != len(patches):
-        raise ValueError(
+        raise errors.InputError(
             f"{len(images)} images and patches of {len(patches)} images; pass the "
             "features of the very images that are shown."
         )

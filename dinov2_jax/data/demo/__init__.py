@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.data import decode
 from dinov2_jax.data.record import Record
 
@@ -32,7 +33,7 @@ class Demo:
         Raises: ValueError for another split.
         """
         if split not in GRIDS:
-            raise ValueError(
+            raise errors.InputError(
                 f"demo:{split} does not exist; there are demo:train and demo:val."
             )
         self.split = split
@@ -89,7 +90,7 @@ def stereo() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
         import skimage.data
     except ImportError as error:
-        raise ValueError(
+        raise errors.InputError(
             "the stereo pair comes with scikit-image; pip install scikit-image."
         ) from error
     left, right, disparity = skimage.data.stereo_motorcycle()

@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 import dinov2_jax
-from dinov2_jax import checkpoint, tree, zoo
+from dinov2_jax import checkpoint, released, tree, zoo
 from dinov2_jax import config as settings
 from dinov2_jax.cli import assemble
 from dinov2_jax.convert import adapt, export, names, timm
@@ -150,7 +150,7 @@ def test_a_partial_load_lists_what_is_new_and_initialises_it(
 ):
     big = narrow(4, depth=3)
     monkeypatch.setitem(vit.VARIANTS, "N", {"width": 64, "depth": 3, "heads": 1})
-    monkeypatch.setitem(zoo.RELEASED, "narrow_reg", zoo.Released("N", 4))
+    monkeypatch.setitem(zoo.RELEASED, "narrow_reg", released.Released("N", 4))
     state = peers.official(narrow(patch_size=14, image_size=70))
     state["norm.weight"] = state["norm.weight"][:32]
     export.write_safetensors(tmp_path / "a", state, {})
@@ -243,7 +243,7 @@ def test_another_patch_size_keeps_the_grid_and_the_features(
 ):
     built = narrow(patch_size=14, image_size=70)
     monkeypatch.setitem(vit.VARIANTS, "N", {"width": 64, "depth": 2, "heads": 1})
-    monkeypatch.setitem(zoo.RELEASED, "narrow", zoo.Released("N", 0))
+    monkeypatch.setitem(zoo.RELEASED, "narrow", released.Released("N", 0))
     path = weights(built)
     module, params = zoo.load_backbone("narrow", path)
     other, changed = zoo.load_backbone(None, path, patch_size=28)
@@ -283,7 +283,7 @@ def test_a_name_refuses_other_channels_patches_and_heads_unless_asked(
     tmp_path, monkeypatch
 ):
     monkeypatch.setitem(vit.VARIANTS, "N", {"width": 64, "depth": 2, "heads": 1})
-    monkeypatch.setitem(zoo.RELEASED, "narrow", zoo.Released("N", 0))
+    monkeypatch.setitem(zoo.RELEASED, "narrow", released.Released("N", 0))
     built = narrow(image_size=24)
     path = tmp_path / "a"
     export.write_safetensors(path, peers.official(built), {})
@@ -379,7 +379,7 @@ def site(tmp_path, monkeypatch):
     thread.start()
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("DINOV2_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(zoo, "URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(released, "URL", f"http://127.0.0.1:{server.server_port}")
     yield folder
     server.shutdown()
     thread.join()

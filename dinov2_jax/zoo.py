@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import checkpoint, download, errors, released
-from dinov2_jax.convert import adapt, infer, names, probes, read
+from dinov2_jax.convert import adapt, infer, names, probes, read, tables
 from dinov2_jax.models import vit
 
 RELEASED, HEADS = released.RELEASED, released.HEADS
@@ -50,6 +50,13 @@ def load_head(
     if max_depth is None:
         max_depth = 80.0 if "kitti" in path.name else 10.0
     try:
+        _, beside = probes.parted(tensors)
+        if beside:
+            print(
+                f"{path}: took the head, and left {len(beside)} tensors beside it "
+                f"({tables.some(beside, 2)})",
+                file=sys.stderr,
+            )
         return probes.read_head(tensors, max_depth)
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
@@ -237,7 +244,7 @@ def load_backbone(
     tell(found, source, guess=name is None)
     state, about, changes = _adapted(found, name, image_size, patch_size, in_channels)
     built = module(about)
-    params, match = _filled(built, state, partial, source)
+    params, match = filled(built, state, partial, source)
     label = name or about.get("variant", f"width {about['width']}")
     changed = "".join(f", {change}" for change in changes)
     print(
@@ -269,10 +276,18 @@ def _adapted(
     return adapt.sized(found.backbone, told, about, image_size, patch_size, in_channels)
 
 
-def _filled(
+def filled(
     built: vit.ViT, state: Mapping[str, np.ndarray], partial: bool, source: object
 ) -> tuple[dict, names.Match]:
-    """float32 parameters of a module, and how the state dict fits it."""
+    """float32 parameters of a module, and how the state dict fits it.
+
+    Args:
+        built: the module.
+        state: official names, unchunked.
+        partial: see `load_backbone`.
+        source: what it was read from, for lines and errors.
+    Raises: ValueError that lists what does not fit, unless partial and something does.
+    """
     template = shapes(built)
     match = names.match_backbone(state, template)
     if not match.whole:
@@ -280,7 +295,7 @@ def _filled(
             raise errors.InputError(
                 f"{source} is of another architecture: {match}. Choose the name, "
                 "patch_size and in_channels that it was trained with, or leave the name "
-                "out; partial=True loads what fits."
+                "out; partial=True (--partial) loads what fits."
             )
         for kind in ("missing", "unexpected", "misshaped"):
             listed = getattr(match, kind)

@@ -98,7 +98,10 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
 
 def test_images_that_are_no_multiple_of_the_patch_are_refused():
     model = vit.ViT(**SMALL)
-    with pytest.raises(ValueError, match="10x16 pixels .H x W of shape .1, 10, 16, 3.. are not a multiple"):
+    with pytest.raises(
+        ValueError,
+        match="10x16 pixels .H x W of shape .1, 10, 16, 3.. are not a multiple",
+    ):
         model.init(jax.random.key(0), jnp.zeros((1, 10, 16, 3)))
 
 

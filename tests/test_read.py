@@ -172,7 +172,9 @@ def test_a_whole_training_model_gives_the_network_asked_for(tmp_path):
         assert same(found.heads["dino_head"], head(i))
     with pytest.raises(ValueError, match="which='both'; choose one of teacher, stud"):
         read.read_weights(path, "both")
-    assert found.lines[0].startswith("took the backbone under 'model.student.backbone.'")
+    assert found.lines[0].startswith(
+        "took the backbone under 'model.student.backbone.'"
+    )
     assert found.lines[1:] == ("left out 1 tensors beside the backbone: dino_loss.*",)
 
 
@@ -207,7 +209,11 @@ def test_a_hugging_face_folder_is_read_with_its_config(
     assert found.about == export.about(built) | {"grid": 4}
     if shards == 1:
         bare = read.read_weights(folder / "model.safetensors")
-        assert bare.format == "huggingface" and bare.about["heads"] == 3 and "guess" in bare.guess
+        assert (
+            bare.format == "huggingface"
+            and bare.about["heads"] == 3
+            and "guess" in bare.guess
+        )
         assert same(bare.backbone, state)
 
 

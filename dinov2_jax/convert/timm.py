@@ -101,7 +101,9 @@ def to_official(
         raise errors.InputError(
             f"cls_token has shape {cls.shape}; timm's is (1, 1, width)."
         )
-    made = {"mask_token": np.zeros(cls.shape[1:], tensors.get("norm.weight", cls).dtype)}
+    made = {
+        "mask_token": np.zeros(cls.shape[1:], tensors.get("norm.weight", cls).dtype)
+    }
     if {"reg_token", "pos_embed"} <= set(tensors):
         patches = tensors["pos_embed"]
         first = np.zeros(cls.shape, patches.dtype)

@@ -62,6 +62,8 @@ def resize_weights(n_in: int, n_out: int, antialias: bool, offset: float) -> np.
             f"Resizing {n_in} to {n_out} positions with offset {offset} yields another "
             "number; use an offset in [0, 1), such as the released 0 and 0.1."
         )
+    if antialias and n_in == n_out:
+        return np.eye(n_in)  # its antialiased kernel passes over such an axis
     weights = _antialias_weights if antialias else _plain_weights
     return weights(n_in / (n_out + offset), n_in, n_out)
 

@@ -80,5 +80,7 @@ def test_a_table_that_is_not_square_is_resized_by_its_own_rows_and_columns(
         np.testing.assert_allclose(got[0, 1:], expected.reshape(-1, 3), atol=CLOSE)
         once = adapt.grid({"pos_embed": table}, grid, antialias, offset, (4, 9))
         np.testing.assert_allclose(once["pos_embed"], got, atol=CLOSE)
-    with pytest.raises(ValueError, match="37 entries is not a cls entry plus a grid of"):
+    with pytest.raises(
+        ValueError, match="37 entries is not a cls entry plus a grid of"
+    ):
         posembed.resize(jnp.asarray(table), (5, 5), antialias, offset, (4, 8))

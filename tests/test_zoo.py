@@ -344,7 +344,9 @@ def test_a_workdir_without_its_config_is_refused(run, tmp_path):
 
 def test_weights_that_do_not_tell_their_heads_are_refused(weights):
     path = weights(narrow(width=48, heads=3), {})
-    with pytest.raises(ValueError, match=r"width 48 is of no released model; .*--num-heads"):
+    with pytest.raises(
+        ValueError, match=r"width 48 is of no released model; .*--num-heads"
+    ):
         zoo.load_backbone(None, path)
     module, _ = zoo.load_backbone(None, weights(narrow(width=48, heads=3)))
     assert module.heads == 3

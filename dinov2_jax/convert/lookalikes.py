@@ -39,7 +39,7 @@ MODELS = (
     Look(
         "DINOv3 in timm's form, which has rotary positions in place of a position table",
         (r"blocks\.\d+\.gamma_1$", r"reg_token$", r"cls_token$"),
-        (r"pos_embed$", r"q_bias$"),
+        (r"pos_embed$",),
     ),
     Look(
         "DINOv3 in transformers' form, which has rotary positions in place of a "

@@ -101,22 +101,7 @@ def network(
     networks = [network for path, group in groups for network in _networks(path, group)]
     if not networks:
         raise errors.InputError(_unknown(found, groups))
-    fitting = _under(networks, prefix)
-    asked = [network for network in fitting if network.role == which]
-    if not asked and which == "student":
-        asked = [network for network in fitting if network.role is None]
-    if len(fitting) == 1:
-        asked = fitting
-        if fitting[0].role not in (None, which):
-            raise errors.InputError(
-                f"It holds only a {fitting[0].role}; ask for which={fitting[0].role!r}."
-            )
-    if len(asked) != 1:
-        raise errors.InputError(
-            f"It holds {len(fitting)} backbones, under the prefixes "
-            f"{_labels(fitting)}; choose one by prefix= (--prefix)."
-        )
-    chosen = asked[0]
+    chosen = _chosen(_under(networks, prefix), which, prefix is not None)
     others = [network for network in networks if network is not chosen]
     lines = [_left_out(chosen, others)]
     if others:
@@ -128,6 +113,26 @@ def network(
     elif chosen.prefix and chosen.role is None:
         lines.insert(0, f"took the backbone under the prefix {chosen.prefix!r}")
     return chosen, [line for line in lines if line]
+
+
+def _chosen(fitting: list[Network], which: str, named: bool) -> Network:
+    """The backbone of `which`; one alone is it, if it was named or has no role."""
+    if len(fitting) == 1:
+        only = fitting[0]
+        if not named and only.role not in (None, which):
+            raise errors.InputError(
+                f"It holds only a {only.role}; ask for which={only.role!r}."
+            )
+        return only
+    asked = [network for network in fitting if network.role == which]
+    if not asked and which == "student":
+        asked = [network for network in fitting if network.role is None]
+    if len(asked) != 1:
+        raise errors.InputError(
+            f"It holds {len(fitting)} backbones, under the prefixes {_labels(fitting)}; "
+            "choose one by prefix= (--prefix)."
+        )
+    return asked[0]
 
 
 def _groups(found: object) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray]]]:

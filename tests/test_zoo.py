@@ -155,7 +155,7 @@ def test_a_partial_load_lists_what_is_new_and_initialises_it(
     state = peers.official(narrow(patch_size=14, image_size=70))
     state["norm.weight"] = state["norm.weight"][:32]
     export.write_safetensors(tmp_path / "a", state, {})
-    with pytest.raises(ValueError, match="partial=True loads what fits"):
+    with pytest.raises(ValueError, match=r"partial=True \(--partial\) loads what fits"):
         zoo.load_backbone("narrow_reg", tmp_path / "a")
     module, params = zoo.load_backbone("narrow_reg", tmp_path / "a", partial=True)
     assert module.depth == big.depth and module.image_size == 70

@@ -214,7 +214,7 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
         told = huggingface.about(told) if "model_type" in dict(told) else {}
     except (ValueError, TypeError) as error:
         kind = lookalikes.anything(found) if isinstance(found, Mapping) else None
-        looks = f"{path} looks like {kind}, no DINOv2 backbone: " if kind else ""
+        looks = f"{path} looks like {kind}, not a DINOv2 backbone: " if kind else ""
         raise errors.InputError(f"{looks}{config} cannot be used: {error}") from error
     return found, told | {key: note[key] for key in TOLD if key in note}
 

@@ -130,7 +130,7 @@ def _chosen(fitting: list[Network], which: str, named: bool) -> Network:
     if len(asked) != 1:
         raise errors.InputError(
             f"It holds {len(fitting)} backbones, under the prefixes {_labels(fitting)}; "
-            "choose one by prefix= (--prefix)."
+            "choose one by prefix= (--prefix, init.prefix)."
         )
     return asked[0]
 
@@ -215,7 +215,7 @@ def _unknown(found: object, groups: list) -> str:
     keys = [str(key) for key in found] if isinstance(found, Mapping) else []
     kind = lookalikes.anything([*tensors, *keys, *(f"{key}." for key in keys)])
     if kind:
-        return f"It looks like {kind}, no DINOv2 backbone. {NEEDED}."
+        return f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
     if not tensors:
         return f"It looks like no weights: a {type(found).__name__}. {NEEDED}."
     return (
@@ -246,7 +246,9 @@ def official(network: Network, partial: bool = False) -> Sifted:
     kind = lookalikes.model(tensors)
     if kind:
         kind = lookalikes.model(network.group) or kind
-        raise errors.InputError(f"It looks like {kind}, no DINOv2 backbone. {NEEDED}.")
+        raise errors.InputError(
+            f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
+        )
     tensors, lines = _mended(tensors, network.tensors)
     heads = _heads(network) if network.prefix.endswith("backbone.") else {}
     if huggingface.recognises(tensors):

@@ -61,6 +61,12 @@ PLACES = {
     "nested prefixes": lambda s: {"net": {"params": under("a.b.c.", s)}},
     "a head at the same place": lambda s: s | zeros("head.weight", "head.bias"),
     "DeepSpeed": lambda s: {"module": under("student_model.vit.", s), "dp_world": 8},
+    "torch's average of weights": lambda s: (
+        under("module.", s) | {"n_averaged": np.array(7)}
+    ),
+    "another encoder beside": lambda s: (
+        under("dino.", s) | under("mae.", s) | zeros("mae.decoder_embed.weight")
+    ),
     "torch.compile": lambda s: under("_orig_mod.backbone.", s),
 }
 """How a training script keeps a backbone."""

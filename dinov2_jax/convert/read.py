@@ -225,8 +225,8 @@ def _shards(path: pathlib.Path) -> dict:
     index = next((index for index in indices if index.is_file()), None)
     if index is None:
         raise errors.InputError(
-            f"{path} holds no checkpoint of a run, no {' or '.join(FILES)}, and no "
-            f"index of either ({indices[0].name}). {sift.NEEDED}, or a run's workdir."
+            f"{path} holds no checkpoint of a run, no {', no '.join(FILES)} and no index "
+            f"of either. {sift.NEEDED}, or a run's workdir."
         )
     try:
         places = dict(json.loads(index.read_text())["weight_map"])

@@ -36,15 +36,17 @@ WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")
 
 ROLES = {
     "student": re.compile(r"(^|[._])student([._]|$)"),
-    "teacher": re.compile(r"(^|[._])(teacher|ema|momentum|averaged?|target)([._]|$)"),
+    "teacher": re.compile(
+        r"(^|[._])(teacher|ema|momentum|avg|averaged?|swa|target)([._]|$)"
+    ),
 }
 """Network -> how the place of its tensors is called."""
 
 BESIDE = re.compile(
     r"(\w*heads?(_\w+)?|fc|fc_norm|classifiers?\w*|linear\w*|neck|project(or|ion)|"
-    r"predictor|pooler|prototypes|criterion|loss|\w+_loss)(\.|$)"
+    r"predictor|pooler|prototypes|criterion|loss|\w+_loss|n_averaged)(\.|$)"
 )
-"""First part of the names of a task's head or a loss, which is no part of a backbone."""
+"""First part of the names of a task's head, a loss or a counter beside a backbone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,8 @@ def network(
     networks = [network for path, group in groups for network in _networks(path, group)]
     if not networks:
         raise errors.InputError(_unknown(found, groups))
+    # Beside a backbone of ours another model's encoder does not count.
+    networks = [n for n in networks if not lookalikes.model(n.tensors)] or networks
     chosen = _chosen(_under(networks, prefix), which, prefix is not None)
     others = [network for network in networks if network is not chosen]
     lines = [_left_out(chosen, others)]

@@ -105,7 +105,7 @@ def read_head(
     Args:
         tensors: official names, with or without `decode_head.` or `linear_head.` and
             what wrappers put before, or such a dict under `state_dict` or `model`. A
-            backbone beside the head is left, see `beside`.
+            backbone beside the head is left, see `parted`.
         max_depth: metres that a linear depth head's last bin stands for, which the file
             does not tell: 10 for NYU, 80 for KITTI.
     Returns: the module and its variables, {params[, batch_stats]} in float32.
@@ -162,15 +162,14 @@ def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
             "This is no state dict of tensors; give a released head."
         )
     unwrapped = {WRAPPED.sub("", str(name)): v for name, v in tensors.items()}
-    inside = {HEAD.sub("", n): v for n, v in unwrapped.items() if HEAD.match(n)}
-    if not inside:
+    if len(unwrapped) != len(tensors):
+        raise errors.InputError("Some tensors are there twice, once inside a wrapper.")
+    if not any(map(HEAD.match, unwrapped)):
         return unwrapped, []
-    beside = [name for name in unwrapped if not HEAD.match(name)]
-    odd = [name for name in beside if not BACKBONE.match(name)]
-    # A head that has a name of its own and one without is not whole, and is told so.
-    return inside | {name: unwrapped[name] for name in odd}, sorted(
-        set(beside) - set(odd)
-    )
+    beside = sorted(filter(BACKBONE.match, unwrapped))
+    # What is of neither keeps its name, and shows as unexpected.
+    own = {HEAD.sub("", n): v for n, v in unwrapped.items() if n not in set(beside)}
+    return own, beside
 
 
 def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.Module:

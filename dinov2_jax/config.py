@@ -166,7 +166,10 @@ def default() -> ConfigDict:
     # What a block keeps for its backward pass: none (recomputed: all is kept), full
     # (its input), dots (its products), offload (its input, in the host's memory).
     c.mesh.remat = "none"
-    c.mesh.reduce = ""  # dtype that sums gradients over devices; "": train.dtype
+    # Dtype that sums gradients over devices, of the backbone and of the heads; "":
+    # train.dtype.
+    c.mesh.reduce = ""
+    c.mesh.reduce_heads = "float32"
     c.mesh.attention = "xla"  # xla or cudnn (NVIDIA GPUs, bfloat16)
     c.mesh.packed = True  # views of both resolutions through linear layers together
     c.mesh.unroll = 1  # blocks per iteration of the scan

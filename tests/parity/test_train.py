@@ -307,7 +307,9 @@ def test_stored_gradients_give_the_stored_weights(run, trajectory_file):
     golden_run, states, _ = run(trajectory_file)
     recipe, first = golden_run.recipe, states[0]
     grads = golden_run.params("grads/step1")
-    updates, _ = recipe.tx.update(grads, recipe.tx.init(first.params), first.params)
+    rates = {name: recipe.schedules[name](0) for name in optim.RATES}
+    fresh = recipe.tx.init(first.params)
+    updates, _ = recipe.tx.update(grads, fresh, first.params, **rates)
     got = golden_run.official(optax.apply_updates(first.params, updates))
     for name, want in golden_run.data.under("student_after_step1").items():
         # float32 rounding of weights up to 4 and of the Adam quotient at tiny gradients

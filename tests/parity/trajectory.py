@@ -98,9 +98,6 @@ class Golden:
             params, optimizer["layerwise_decay"], optimizer["patch_embed_lr_mult"]
         )
         tx = optim.adamw(
-            made["lr"],
-            made["last_layer_lr"],
-            made["weight_decay"],
             factors,
             (optimizer["adamw_beta1"], optimizer["adamw_beta2"]),
             clip=optimizer["clip_grad"],

@@ -245,7 +245,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def differences(config: ConfigDict, saved: dict) -> list[str]:
-    """`name: saved -> now` for every field whose value differs from saved JSON."""
+    """`name: saved -> now` for every field whose value differs from saved JSON.
+
+    A field that an earlier version did not have and save counts as its default.
+    """
     now = json.loads(to_json(config))
 
     def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -256,7 +259,8 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
             found |= flat(value, name + ".") if inner else {name: value}
         return found
 
-    old, new = flat(saved), flat(now)
+    old = flat(json.loads(to_json(default()))) | flat(saved)
+    new = flat(now)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old | new)

@@ -39,8 +39,8 @@ def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
     c = config.model
     dtype = _dtype(config, "train.dtype")
 
-    def gathering(name: str) -> Callable | None:
-        reduce = _dtype(config, name) if config.mesh[name[5:]] else dtype
+    def gathering(key: str) -> Callable | None:
+        reduce = _dtype(config, f"mesh.{key}") if config.mesh[key] else dtype
         return None if mesh is None else sharding.gather(mesh, dtype, reduce)
 
     own = {k: c[k] for k in ("width", "depth", "heads", "ffn") if c[k]}
@@ -60,13 +60,13 @@ def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
         dtype=dtype,
         remat=config.mesh.remat,
         unroll=config.mesh.unroll,
-        gather=gathering("mesh.reduce"),
+        gather=gathering("reduce"),
         attention=config.mesh.attention,
     )
 
     def head(h: ConfigDict) -> heads.Head:
         sizes = (h.prototypes, h.hidden, h.bottleneck, h.layers)
-        return heads.Head(*sizes, dtype, gathering("mesh.reduce_heads"))
+        return heads.Head(*sizes, dtype, gathering("reduce_heads"))
 
     separate = head(config.patch_head) if config.head.separate else None
     return dino.DINO(backbone, head(config.head), separate, config.mesh.packed)

@@ -1,8 +1,16 @@
-"""Checkpoints by Orbax: the training state and a note that describes it."""
+"""Checkpoints by Orbax: the training state and a note that describes it.
 
+`resume` chooses which one a run continues from.
+"""
+
+import contextlib
+import errno
+import json
 import logging
 import pathlib
+import re
 import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,8 +26,16 @@ SHARE = 4 << 20  # bytes
 one compiles a program for every shape, which takes longer than writing small arrays."""
 
 
+FULL = re.compile(r"No space left|quota exceeded|OS error (28|122)\b", re.IGNORECASE)
+"""What TensorStore says where a disk is full, in an error that is no OSError."""
+
+
 def manager(
-    folder: pathlib.Path, keep: int = 2, keep_every: int = 0, keep_best: bool = True
+    folder: pathlib.Path,
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_best: bool = True,
+    written: Callable[[], None] | None = None,
 ) -> ocp.CheckpointManager:
     """Opens a folder of checkpoints; what a crash left half written is removed.
 
@@ -28,6 +44,8 @@ def manager(
         keep: latest checkpoints kept, >= 1.
         keep_every: checkpoints at multiples of this step are kept too; 0 for none.
         keep_best: the one with the highest `knn` of those saved with it is kept too.
+        written: called, in another thread, when all files of a checkpoint are written
+            and it is about to get its name.
     Raises: ValueError if keep is below 1.
     """
     if keep < 1:
@@ -48,7 +66,8 @@ def manager(
         )
         policies.append(best)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        async_options=ocp.AsyncOptions(post_finalization_callback=written),
     )
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARE)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
@@ -74,49 +93,68 @@ def save(
         state: tree of arrays.
         note: JSON beside it: data position, config, metrics history.
         knn: accuracy at this step, for `keep_best`.
+    Raises: OSError, one line, if the disk is full: now, or when the one before was
+        written.
     """
     args = ocp.args.Composite(
         state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)
     )
     metrics = None if knn is None else {"knn": knn}
-    checkpoints.save(step, args=args, metrics=metrics)
+    with full_disk_in_one_line(checkpoints.directory):
+        checkpoints.save(step, args=args, metrics=metrics)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, shapes: Any
-) -> tuple[int, Any, dict] | None:
-    """The newest checkpoint that can be read.
+def close(checkpoints: ocp.CheckpointManager) -> None:
+    """Wait until all is on the disk. Raises: OSError, one line, if that is full."""
+    with full_disk_in_one_line(checkpoints.directory):
+        checkpoints.wait_until_finished()
+        checkpoints.close()
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line(path: Any) -> Iterator[None]:
+    """Orbax's pages on a disk that is full or over its quota become one line."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT) and not FULL.search(str(error)):
+            raise
+        raise errors.FileError(
+            f"{path}: No space left on device, or over its quota; the checkpoint was "
+            "not saved. Free some space and re-run the same command to resume from the "
+            "newest whole one."
+        ) from error
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints in a run's `checkpoints`, rising."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def accuracies(folder: pathlib.Path) -> dict[int, float]:
+    """Step -> k-NN accuracy of the checkpoints that were saved with one.
 
     Args:
-        checkpoints: of `manager`.
-        shapes: tree of ShapeDtypeStructs with the shardings wanted now.
-    Returns: (step, state, note), or None if there is no checkpoint. One that cannot
-        be read is named in a warning, passed over and, once an older one was read,
-        removed, so that its step can be saved again.
-    Raises: ValueError if there are checkpoints and none can be read.
+        folder: a run's `checkpoints`.
     """
-    broken, wanted = [], ocp.checkpoint_utils.construct_restore_args(shapes)
-    for step in sorted(checkpoints.all_steps(), reverse=True):
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(item=shapes, restore_args=wanted),
-            note=ocp.args.JsonRestore(),
-        )
-        try:
-            found = checkpoints.restore(step, args=args)
-        except Exception as error:  # noqa: BLE001  Orbax raises whatever it met
-            why = _short(error)
-            log.warning("checkpoint %d cannot be read (%s); trying older", step, why)
-            broken.append(step)
-            continue
-        for bad in broken:
-            checkpoints.delete(bad)
-        return step, found["state"], found["note"]
-    if broken:
-        raise errors.InputError(
-            f"None of the checkpoints {broken} in {checkpoints.directory} can be read "
-            "with this config; restore the folder or choose another --workdir."
-        )
-    return None
+    known = {}
+    for step in steps(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            text = (folder / str(step) / "metrics" / "metrics").read_text()
+            known[step] = float(json.loads(text)["knn"])
+    return known
+
+
+def best_step(folder: pathlib.Path) -> int | None:
+    """Step of the checkpoint with the highest k-NN accuracy, the latest of equals.
+
+    Args:
+        folder: a run's `checkpoints`.
+    Returns: the step; None if no checkpoint was saved with an accuracy.
+    """
+    known = accuracies(folder)
+    return max(known, key=lambda step: (known[step], step), default=None)
 
 
 def save_step(folder: pathlib.Path, state: Any, batch: Any) -> None:
@@ -153,31 +191,39 @@ def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any
     except Exception as error:  # Orbax raises whatever it met
         raise errors.InputError(
             f"{folder} holds no step of this config that can be read "
-            f"({_short(error)}); give "
+            f"({short(error)}); give "
             "WORKDIR/failed/STEP of a run of the same config."
         ) from error
     return found["state"], found["batch"]
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """The beginning of what Orbax says, which may be pages, in one line."""
     return " ".join(str(error).split())[:200]
 
 
-def load_params(folder: pathlib.Path, which: str = "teacher") -> dict:
-    """Parameters of a run's newest checkpoint, on this process's first device.
+def load_params(
+    folder: pathlib.Path, which: str = "teacher", step: int | None = None
+) -> dict:
+    """Parameters of a run's checkpoint, on this process's first device.
 
     Args:
         folder: a run's `checkpoints`.
         which: `teacher` or `params` (the student).
+        step: of the checkpoint, such as `best_step(folder)`; None for the newest.
     Returns: {backbone, dino_head[, ibot_head]}.
-    Raises: ValueError if there is no checkpoint.
+    Raises: ValueError if there is no such checkpoint.
     """
     folder = folder.absolute()
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not steps:
+    there = steps(folder)
+    if not there:
         raise errors.InputError(f"{folder} holds no checkpoint; train first.")
-    path = folder / str(steps[-1]) / "state"
+    step = there[-1] if step is None else step
+    if step not in there:
+        raise errors.InputError(
+            f"{folder} holds no checkpoint of step {step}; choose one of {there}."
+        )
+    path = folder / str(step) / "state"
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path).item_metadata.tree[which]

@@ -43,6 +43,7 @@ ROOMS = {
     "sharding": ["tree"],
     "cropping": ["data.batch", "data.draws"],
     "checkpoint": ["tree"],
+    "resume": ["checkpoint", "sharding"],
     "flops": ["models"],
     "plan": [],
     "features": ["sharding"],

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax import checkpoint, errors, sharding, tree, zoo
+from dinov2_jax import checkpoint, errors, resume, sharding, tree, zoo
 from dinov2_jax.cli.results import Job
 from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
@@ -162,7 +162,8 @@ def trained(
                 )
             history += losses
             checkpoint.save(checkpoints, stop, state, told | {"losses": history})
-        checkpoints.wait_until_finished()
+        with checkpoint.full_disk_in_one_line(job.out / "training"):
+            checkpoints.wait_until_finished()
     return {"params": state.params, **state.stats}, history
 
 
@@ -198,7 +199,7 @@ def _restored(checkpoints: Any, state: probe.State, told: dict):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    found = checkpoint.restore(checkpoints, shapes)
+    found = resume.newest(checkpoints, shapes)
     if found is None:
         return state, []
     _, kept, note = found

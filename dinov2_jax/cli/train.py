@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-import errno
 import functools
 import logging
+import math
 import pathlib
 import sys
 from typing import Any
@@ -56,6 +56,12 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="continue a workdir although its config was another",
     )
     parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin again at step 0 in a workdir whose checkpoints are gone; with "
+        "checkpoints, continue as without it",
+    )
+    parser.add_argument(
         "--replay",
         type=lambda text: pathlib.Path(text).expanduser(),
         help="WORKDIR/failed/STEP: run the step that was not finite again, and no other",
@@ -82,24 +88,21 @@ def main(given: list[str]) -> int:
         return replay.main(config, model, mesh, options.replay)
     first = jax.process_index() == 0
     if first:
-        workdir.check(options.workdir, config, options.allow_config_change)
+        workdir.check(
+            options.workdir, config, options.allow_config_change, options.restart
+        )
     train, val = open_sources(config, options.workdir)
     if config.init.weights and not any(options.workdir.glob("checkpoints/[0-9]*")):
         starting.check(config, model)
     if first:
-        workdir.claim(options.workdir, config, options.allow_config_change)
+        workdir.claim(
+            options.workdir, config, options.allow_config_change, options.restart
+        )
     try:
         reason = pretrain(config, model, mesh, options.workdir, train, val, given)
     except loop.NotFinite as error:
         print(f"dinov2-jax train: {error}", file=sys.stderr)
         return 3
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise errors.FileError(
-            f"{options.workdir}: {error.strerror}. Free some, and the same command "
-            "goes on from the newest whole checkpoint."
-        ) from error
     if first and reason:
         print(f"Stopped: {reason}. The same command goes on from here.")
     return 0
@@ -130,8 +133,9 @@ def pretrain(
     """Start or continue the run in `folder`; returns why it stopped early, or ""."""
     stop, t, c = stopping(config), config.train, config.checkpoint
     recipe = assemble.recipe(config, model, assemble.shapes(config, model))
+    saving = Saving(folder)
     checkpoints = checkpoint.manager(
-        folder / "checkpoints", c.keep, c.keep_every, c.keep_best
+        folder / "checkpoints", c.keep, c.keep_every, c.keep_best, saving.written
     )
     wanted = restoring.targets(config, model, recipe, mesh)
     state, done, note = restoring.newest_or_fresh(
@@ -147,11 +151,15 @@ def pretrain(
     shown = progress.Progress(done, t.steps, None if first else progress.NOWHERE)
     if first:
         introduce(config, mesh, folder, command, state.params, done, shown)
+        workdir.note(folder, saved=checkpoints.latest_step())
     tally = loop.Tally(**note["tally"])
 
     def save(done: int, state: Any, top1: float | None) -> None:
         counts = dataclasses.asdict(tally)
         note = {"next_step": done, "history": log.lines, "tally": counts}
+        with checkpoint.full_disk_in_one_line(folder):
+            checkpoints.wait_until_finished()
+        saving.step = done
         checkpoint.save(checkpoints, done, state, note, top1)
 
     patch_size = model.backbone.patch_size
@@ -174,18 +182,57 @@ def pretrain(
             log_every=t.log_every,
             save_every=c.every,
             probes=watchers(config, model.backbone, mesh, folder, train, val),
+            best=Best.of(folder) if c.keep_best else lambda metrics: False,
         )
     finally:
         batches.close()
-        checkpoints.wait_until_finished()
-        checkpoints.close()
+        checkpoint.close(checkpoints)
         log.close()
     backbone = sharding.whole(state.teacher["backbone"])
     if first:
         export_backbone(config, model.backbone, backbone, folder, done)
-        workdir.finish(folder, step=done, stopped=reason)
+        workdir.note(folder, finished=workdir.now(), step=done, stopped=reason)
         shown.say(f"report: {report.write([folder])}")
     return reason
+
+
+@dataclasses.dataclass
+class Saving:
+    """Notes in run.json which checkpoint is written, so that its loss is noticed.
+
+    Fields: the workdir; the step that is being saved.
+    """
+
+    folder: pathlib.Path
+    step: int = 0
+
+    def written(self) -> None:
+        """For `checkpoint.manager`."""
+        if jax.process_index() == 0:
+            workdir.note(self.folder, saved=self.step)
+
+
+@dataclasses.dataclass
+class Best:
+    """Tells whether a k-NN accuracy is above all that checkpoints were saved with."""
+
+    top1: float
+
+    @classmethod
+    def of(cls, folder: pathlib.Path) -> "Best":
+        """The best of the checkpoints that a workdir holds."""
+        known = checkpoint.accuracies(folder / "checkpoints").values()
+        return cls(max(known, default=-math.inf))
+
+    def __call__(self, measurements: loop.Metrics) -> bool:
+        """Whether these are the best so far; the same on every process."""
+        top1 = measurements.get("knn/top1")
+        if top1 is None:
+            return False
+        # One answer for all: a process that saves waits for the others.
+        better = sharding.any_process(top1 > self.top1)
+        self.top1 = max(self.top1, top1)
+        return better
 
 
 def stopping(config: ConfigDict) -> loop.Stop:

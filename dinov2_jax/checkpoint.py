@@ -59,12 +59,7 @@ def manager(
     if keep_every:
         policies.append(checkpoint_managers.EveryNSteps(keep_every))
     if keep_best:
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics["knn"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        policies.append(best)
+        policies.append(_Best(folder))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         async_options=ocp.AsyncOptions(post_finalization_callback=written),
@@ -74,6 +69,7 @@ def manager(
     handlers = {
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         "note": ocp.JsonCheckpointHandler(),
+        "score": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
@@ -96,12 +92,12 @@ def save(
     Raises: OSError, one line, if the disk is full: now, or when the one before was
         written.
     """
-    args = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)
-    )
-    metrics = None if knn is None else {"knn": knn}
+    items = {"state": ocp.args.PyTreeSave(state), "note": ocp.args.JsonSave(note)}
+    score = None if knn is None else {"knn": knn}
+    if score:
+        items["score"] = ocp.args.JsonSave(score)
     with full_disk_in_one_line(checkpoints.directory):
-        checkpoints.save(step, args=args, metrics=metrics)
+        checkpoints.save(step, args=ocp.args.Composite(**items), metrics=score)
 
 
 def close(checkpoints: ocp.CheckpointManager) -> None:
@@ -141,9 +137,32 @@ def accuracies(folder: pathlib.Path) -> dict[int, float]:
     known = {}
     for step in steps(folder):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            text = (folder / str(step) / "metrics" / "metrics").read_text()
+            text = (folder / str(step) / "score" / "metadata").read_text()
             known[step] = float(json.loads(text)["knn"])
     return known
+
+
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint with the highest accuracy, of this start or an earlier one.
+
+    Orbax's own policy would ask for an accuracy at every save, and a damaged file of
+    one would keep the folder from being opened.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """One answer a checkpoint; see Orbax."""
+        known = accuracies(self.folder)
+        known |= {c.step: c.metrics["knn"] for c in checkpoints if c.metrics}
+        best = _best(known)
+        return [c.step == best for c in checkpoints]
+
+
+def _best(known: dict[int, float]) -> int | None:
+    """The step of the highest accuracy, the latest of equals."""
+    return max(known, key=lambda step: (known[step], step), default=None)
 
 
 def best_step(folder: pathlib.Path) -> int | None:
@@ -153,8 +172,7 @@ def best_step(folder: pathlib.Path) -> int | None:
         folder: a run's `checkpoints`.
     Returns: the step; None if no checkpoint was saved with an accuracy.
     """
-    known = accuracies(folder)
-    return max(known, key=lambda step: (known[step], step), default=None)
+    return _best(accuracies(folder))
 
 
 def save_step(folder: pathlib.Path, state: Any, batch: Any) -> None:

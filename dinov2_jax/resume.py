@@ -25,6 +25,9 @@ ATTEMPTS = 4
 WAIT = 0.5
 """Seconds before the second read, doubled before each further one."""
 
+PATIENCE = 10.0
+"""Seconds that a process waits for one whose storage fails to say why and end all."""
+
 SOUND, CORRUPT, UNREADABLE = range(3)  # what a process finds a checkpoint to be
 
 FAILING = re.compile(
@@ -54,6 +57,8 @@ def newest(
         verdict, content = _read(path, shapes)
         verdicts = sharding.of_all(verdict)
         if (verdicts == UNREADABLE).any():
+            if verdict != UNREADABLE:
+                time.sleep(PATIENCE)
             raise _unreadable(path, verdicts, content)
         if (verdicts == SOUND).all():
             _set_aside(checkpoints, corrupt)

@@ -4,13 +4,11 @@
 """
 
 import contextlib
-import errno
 import json
 import logging
 import pathlib
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,10 +22,6 @@ log = logging.getLogger(__name__)
 SHARE = 4 << 20  # bytes
 """A copy on several devices is written in shares only if each has so many: cutting
 one compiles a program for every shape, which takes longer than writing small arrays."""
-
-
-FULL = re.compile(r"No space left|quota exceeded|OS error (28|122)\b", re.IGNORECASE)
-"""What TensorStore says where a disk is full, in an error that is no OSError."""
 
 
 def manager(
@@ -89,38 +83,12 @@ def save(
         state: tree of arrays.
         note: JSON beside it: data position, config, metrics history.
         knn: accuracy at this step, for `keep_best`.
-    Raises: OSError, one line, if the disk is full: now, or when the one before was
-        written.
     """
     items = {"state": ocp.args.PyTreeSave(state), "note": ocp.args.JsonSave(note)}
     score = None if knn is None else {"knn": knn}
     if score:
         items["score"] = ocp.args.JsonSave(score)
-    with full_disk_in_one_line(checkpoints.directory):
-        checkpoints.save(step, args=ocp.args.Composite(**items), metrics=score)
-
-
-def close(checkpoints: ocp.CheckpointManager) -> None:
-    """Wait until all is on the disk. Raises: OSError, one line, if that is full."""
-    with full_disk_in_one_line(checkpoints.directory):
-        checkpoints.wait_until_finished()
-        checkpoints.close()
-
-
-@contextlib.contextmanager
-def full_disk_in_one_line(path: Any) -> Iterator[None]:
-    """Orbax's pages on a disk that is full or over its quota become one line."""
-    try:
-        yield
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        if number not in (errno.ENOSPC, errno.EDQUOT) and not FULL.search(str(error)):
-            raise
-        raise errors.FileError(
-            f"{path}: No space left on device, or over its quota; the checkpoint was "
-            "not saved. Free some space and re-run the same command to resume from the "
-            "newest whole one."
-        ) from error
+    checkpoints.save(step, args=ocp.args.Composite(**items), metrics=score)
 
 
 def steps(folder: pathlib.Path) -> list[int]:

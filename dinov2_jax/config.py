@@ -262,7 +262,11 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
 
 
 def _from_file(path: str, argument: str) -> ConfigDict:
-    """What a config file's get_config() returns; whatever it raises is one line."""
+    """What a config file's get_config() returns.
+
+    What the file itself does wrong is one line that names its own; an exception out of
+    other code that it calls keeps its traceback.
+    """
     if not os.path.isfile(path):
         file = pathlib.Path(path)
         near = {p.name: str(p) for p in file.parent.glob("*.py")}
@@ -280,6 +284,8 @@ def _from_file(path: str, argument: str) -> ConfigDict:
                 "that dinov2_jax.config.default() makes."
             )
     except Exception as error:  # a config is a program: it may raise anything
+        if not values.raised_by(error, path):
+            raise
         raise ConfigError(f"{path}{_line(error, path)}: {_one_line(error)}") from error
     return config
 

@@ -190,7 +190,9 @@ def _beat(path: pathlib.Path, own: dict, done: threading.Event) -> None:
     while not done.wait(BEAT):
         with contextlib.suppress(OSError):  # the disk may come back before LAPSE
             holder = _read(path)
-            if holder is not None and holder != own:
+            if holder is None:  # somebody has removed it
+                _write(path, own)
+            elif holder != own:
                 print(
                     f"\ndinov2-jax: process {holder.get('process')} on "
                     f"{holder.get('host')} has taken {path.parent} over; this one stops.",
@@ -198,4 +200,4 @@ def _beat(path: pathlib.Path, own: dict, done: threading.Event) -> None:
                     flush=True,
                 )
                 os._exit(1)
-            _write(path, own)
+            os.utime(path)

@@ -99,7 +99,8 @@ def load_head(
         near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise errors.InputError(f"{source} is no file and no released head{hint}")
-    tensors, _ = read.tensors(path)
+    with errors.at(path):
+        tensors, _ = read.tensors(path)
     if max_depth is None:
         max_depth = 80.0 if "kitti" in path.name else 10.0
     try:
@@ -154,9 +155,8 @@ def read_any(source: str | os.PathLike, which: str = "teacher") -> read.Weights:
             f"{source} is no official name and no path; give a workdir, a .pth or "
             f".safetensors file, a Hugging Face folder, or a name{hint}"
         )
-    if is_run(path):
-        return _of_run(path, which)
-    return read.read_weights(path, which)
+    with errors.at(path):
+        return _of_run(path, which) if is_run(path) else read.read_weights(path, which)
 
 
 def is_run(path: pathlib.Path) -> bool:

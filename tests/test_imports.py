@@ -29,6 +29,7 @@ ROOMS = {
     "values": [],
     "flags": [],
     "config": ["values"],
+    "lease": [],
     "tree": [],
     "neighbors": [],
     "shards": [],

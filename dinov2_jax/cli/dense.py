@@ -162,8 +162,7 @@ def trained(
                 )
             history += losses
             checkpoint.save(checkpoints, stop, state, told | {"losses": history})
-        with checkpoint.full_disk_in_one_line(job.out / "training"):
-            checkpoints.wait_until_finished()
+        checkpoints.wait_until_finished()
     return {"params": state.params, **state.stats}, history
 
 

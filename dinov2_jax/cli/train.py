@@ -1,6 +1,7 @@
 """dinov2-jax train: pretrain from a config; the same command again continues."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import checkpoint, errors, processes, sharding, tree
+from dinov2_jax import checkpoint, errors, lease, processes, sharding, tree
 from dinov2_jax import config as settings
 from dinov2_jax.cli import (
     assemble,
@@ -94,15 +95,19 @@ def main(given: list[str]) -> int:
     train, val = open_sources(config, options.workdir)
     if config.init.weights and not any(options.workdir.glob("checkpoints/[0-9]*")):
         starting.check(config, model)
-    if first:
-        workdir.claim(
-            options.workdir, config, options.allow_config_change, options.restart
-        )
-    try:
-        reason = pretrain(config, model, mesh, options.workdir, train, val, given)
-    except loop.NotFinite as error:
-        print(f"dinov2-jax train: {error}", file=sys.stderr)
-        return 3
+    lock = (
+        lease.held(options.workdir, "--workdir") if first else contextlib.nullcontext()
+    )
+    with errors.at(options.workdir, "--workdir"), lock:
+        if first:
+            workdir.claim(
+                options.workdir, config, options.allow_config_change, options.restart
+            )
+        try:
+            reason = pretrain(config, model, mesh, options.workdir, train, val, given)
+        except loop.NotFinite as error:
+            print(f"dinov2-jax train: {error}", file=sys.stderr)
+            return 3
     if first and reason:
         print(f"Stopped: {reason}. The same command goes on from here.")
     return 0
@@ -157,8 +162,7 @@ def pretrain(
     def save(done: int, state: Any, top1: float | None) -> None:
         counts = dataclasses.asdict(tally)
         note = {"next_step": done, "history": log.lines, "tally": counts}
-        with checkpoint.full_disk_in_one_line(folder):
-            checkpoints.wait_until_finished()
+        checkpoints.wait_until_finished()
         saving.step = done
         checkpoint.save(checkpoints, done, state, note, top1)
 
@@ -186,7 +190,8 @@ def pretrain(
         )
     finally:
         batches.close()
-        checkpoint.close(checkpoints)
+        checkpoints.wait_until_finished()
+        checkpoints.close()
         log.close()
     backbone = sharding.whole(state.teacher["backbone"])
     if first:

@@ -116,9 +116,24 @@ def open_source(
         )
     weighted = re.compile(r"(.+?)(?:@(\d+(?:\.\d+)?))?", re.DOTALL)
     matches = [weighted.fullmatch(part) for part in parts]
-    opened = tuple(_open(match[1], cache_dir) for match in matches)
+    opened = tuple(_readable(match[1], cache_dir) for match in matches)
     weights = tuple(float(match[2] or 1) for match in matches)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)
+
+
+def _readable(spec: str, cache_dir) -> Source:
+    """The source of one spec, or one line if the system refuses one of its files."""
+    try:
+        return _open(spec, cache_dir)
+    except OSError as error:
+        full = error.errno in errors.FULL
+        if isinstance(error, errors.Error) or not (full or error.filename):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        raise errors.FileError(
+            f"{spec}: {error.strerror}{where}; check the path and its permissions, and "
+            "that the disk has room for the list of its files."
+        ) from error
 
 
 def _open(spec: str, cache_dir) -> Source:

@@ -4,6 +4,7 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def each(
 def _begin(job: Callable[[Any], Any]) -> None:
     """Keeps the job for all items of this process."""
     global _JOB
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, in one line
     _JOB = job
 
 

@@ -40,9 +40,12 @@ class Stop:
         """SIGTERM and SIGINT end the run after the step; a second one at once."""
 
         def handle(number, frame):
+            name = signal.Signals(number).name
             if self.signal:
+                line = f"\ndinov2-jax train: ended at once by a second {name}.\n"
+                os.write(2, line.encode())  # print may be what was interrupted
                 os._exit(128 + number)
-            self.signal = signal.Signals(number).name
+            self.signal = name
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle)

@@ -55,6 +55,8 @@ def at(path: str | os.PathLike, option: str = "") -> Iterator[None]:
         named = getattr(error, "filename", None)
         file = "" if named is None or _same(named, path) else f" at {os.fspath(named)}"
         what = getattr(error, "strerror", None) or "No space left on device"
+        if isinstance(error, FileExistsError) and os.path.isfile(named):
+            what = "Not a directory"  # os.makedirs met a file
         advice = (
             "free some space and re-run the same command"
             if full
@@ -64,7 +66,7 @@ def at(path: str | os.PathLike, option: str = "") -> Iterator[None]:
 
 
 def _below(error: Exception, path: str | os.PathLike) -> bool:
-    """Whether an error of the system names a path, or one above or below it."""
+    """Whether an error names a path, one above or below it, or its temporary name."""
     if not isinstance(error, OSError):
         return False
     own = os.path.abspath(os.path.expanduser(path))
@@ -74,6 +76,9 @@ def _below(error: Exception, path: str | os.PathLike) -> bool:
             if file == own or file.startswith(own.rstrip("/") + "/"):
                 return True
             if own.startswith(file.rstrip("/") + "/"):  # a parent that cannot be made
+                return True
+            beside = os.path.dirname(file) == os.path.dirname(own)
+            if beside and os.path.basename(own) in os.path.basename(file):
                 return True
     return False
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import tempfile
 
 import numpy as np
 
@@ -126,13 +127,16 @@ def _readable(spec: str, cache_dir) -> Source:
     try:
         return _open(spec, cache_dir)
     except OSError as error:
-        full = error.errno in errors.FULL
-        if isinstance(error, errors.Error) or not (full or error.filename):
+        if error.errno in errors.FULL:
+            raise errors.FileError(
+                f"{spec}: {error.strerror} for the list of its files, in "
+                f"{cache_dir or tempfile.gettempdir()}; free some space there."
+            ) from error
+        if isinstance(error, errors.Error) or not error.filename:
             raise
-        where = f" at {error.filename}" if error.filename else ""
         raise errors.FileError(
-            f"{spec}: {error.strerror}{where}; check the path and its permissions, and "
-            "that the disk has room for the list of its files."
+            f"{spec}: {error.strerror} at {error.filename}; check the path and its "
+            "permissions."
         ) from error
 
 

@@ -24,6 +24,19 @@ SHARE = 4 << 20  # bytes
 one compiles a program for every shape, which takes longer than writing small arrays."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says what no exception will.
+
+    Orbax logs a page for each of its threads that met a full disk, before the error
+    reaches the caller.
+    """
+    said = f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
+    return not errors.FULL_TEXT.search(said)
+
+
+logging.getLogger("absl").addFilter(_is_news)
+
+
 def manager(
     folder: pathlib.Path,
     keep: int = 2,

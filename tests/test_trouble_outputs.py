@@ -1,6 +1,7 @@
 """Files that cannot be written or read, a full disk, a defect: a line or a traceback."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import test_trouble
 from PIL import Image
 
 from dinov2_jax import __main__ as command
-from dinov2_jax import errors
+from dinov2_jax import checkpoint, errors
 from dinov2_jax.cli import probes, show
 from dinov2_jax.data import sources
 from dinov2_jax.train import history
@@ -120,6 +121,43 @@ def test_rows_of_features_that_a_disk_has_no_room_for_are_one_line(
     given = [text.replace("{out}", str(small_disk / "out")) for text in given]
     assert command.main([*given, "--what=patches"]) == 1
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+
+
+CHECKPOINTS = """
+import logging, pathlib, sys
+import jax.numpy as jnp, numpy as np
+from dinov2_jax import __main__ as command, checkpoint, errors
+
+def main(given):
+    logging.basicConfig(level=logging.WARNING)
+    numbers = np.random.default_rng(0).normal(size=800_000).astype(np.float32)
+    with errors.at(sys.argv[1], "--workdir"):
+        checkpoints = checkpoint.manager(pathlib.Path(sys.argv[1]), keep=9)
+        try:
+            for step in range(99):
+                checkpoint.save(checkpoints, step, {"w": jnp.asarray(numbers)}, {})
+        finally:
+            checkpoints.wait_until_finished()
+            checkpoints.close()
+
+sys.modules["dinov2_jax.cli.train"] = type(sys)("train")
+sys.modules["dinov2_jax.cli.train"].main = main
+sys.exit(command.main(["train"]))
+"""
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_line(small_disk):
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKPOINTS, small_disk / "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"--workdir={small_disk}/run: No space left on device" in done.stderr
+    assert len(done.stderr) < 500
+    assert checkpoint.steps(small_disk / "run")[:2] == [0, 1]
 
 
 def test_a_source_that_the_system_refuses_is_one_line(

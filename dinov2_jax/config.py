@@ -159,7 +159,8 @@ def default() -> ConfigDict:
     c.checkpoint.every = 2500  # steps; the last step is always saved
     c.checkpoint.keep = 2  # latest ones
     c.checkpoint.keep_every = 0  # and every one at a multiple of this step; 0: none
-    c.checkpoint.keep_best = True  # and the best by k-NN
+    # And the best by k-NN, which is saved whenever an evaluation gives a new best.
+    c.checkpoint.keep_best = True
 
     c.mesh = ConfigDict()
     c.mesh.fsdp = 0  # devices that share one copy of the parameters; 0: as suits

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import test_embed
@@ -12,7 +14,7 @@ import test_trouble
 from PIL import Image
 
 from dinov2_jax import __main__ as command
-from dinov2_jax import checkpoint, errors
+from dinov2_jax import checkpoint, errors, lease
 from dinov2_jax.cli import probes, show
 from dinov2_jax.data import sources
 from dinov2_jax.train import history
@@ -258,6 +260,29 @@ def test_an_interrupt_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(show, "main", interrupted)
     assert command.main(["show", "run", "x"]) == 130
     assert capsys.readouterr().err == "dinov2-jax show: interrupted.\n"
+
+
+def test_ctrl_c_ends_a_command_and_its_workers_in_one_line(tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    for i in range(300):
+        Image.effect_noise((200, 200), i + 1).save(folder / f"{i}.png")
+    given = ["data", "pack", f"folder:{folder}", str(out), "--workers=2"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "dinov2_jax", *given, "--shard-records=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(out.glob(".parts/0*.json")):
+        assert run.poll() is None
+        time.sleep(0.001)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    said = run.communicate()[1].splitlines()
+    assert run.returncode == 130, said
+    assert said[-1] == "dinov2-jax data: interrupted."
+    assert not any("Traceback" in line for line in said), said
+    assert not (out / lease.NAME).exists()
 
 
 def test_an_error_of_other_files_passes(tmp_path):

@@ -155,8 +155,8 @@ def pretrain(
     log = history.History(folder, done, lines) if first else history.Silent(lines)
     shown = progress.Progress(done, t.steps, None if first else progress.NOWHERE)
     if first:
-        introduce(config, mesh, folder, command, state.params, done, shown)
-        workdir.note(folder, saved=checkpoints.latest_step())
+        saved = checkpoints.latest_step()
+        introduce(config, mesh, folder, command, state.params, saved, shown)
     tally = loop.Tally(**note["tally"])
 
     def save(done: int, state: Any, top1: float | None) -> None:
@@ -253,16 +253,16 @@ def introduce(
     folder: pathlib.Path,
     command: list[str],
     params: dict,
-    done: int,
+    saved: int | None,
     shown: progress.Progress,
 ) -> None:
-    """Tell of this start, on the screen and in run.json."""
+    """Tell of this start, on the screen and in run.json; `saved`: newest checkpoint."""
     count = {name: tree.count(part) for name, part in params.items()}
     kind = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
-    workdir.describe(folder, command, parameters=count, devices=kind)
+    workdir.describe(folder, command, saved=saved, parameters=count, devices=kind)
     shown.say(f"{config.model.variant}: {count} parameters; {described(mesh)}")
-    if done:
-        shown.say(f"continuing at step {done} of {config.train.steps}")
+    if saved:
+        shown.say(f"continuing at step {saved} of {config.train.steps}")
 
 
 def described(mesh: Mesh) -> str:

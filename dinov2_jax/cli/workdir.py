@@ -115,7 +115,7 @@ def _require_checkpoints(folder: pathlib.Path) -> None:
     if any((folder / "checkpoints").glob("[0-9]*")):
         return
     # An older version did not note what it saved.
-    step = about(folder).get("saved", history.last_step(folder) or None)
+    step = about(folder).get("saved", max(history.last_step(folder), 0) or None)
     if (folder / "run.json").is_file() and step is not None:
         raise errors.InputError(
             f"{folder} holds a run that has come to step {step}, but its checkpoints "

@@ -45,7 +45,12 @@ def each(
     with concurrent.futures.ProcessPoolExecutor(
         workers, spawned, _begin, (job,)
     ) as pool:
-        running = {pool.submit(_do, item): item for item in items}
+        # The processes inherit the mask: Ctrl-C ends the parent, in one line.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = {pool.submit(_do, item): item for item in items}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for done in concurrent.futures.as_completed(running):
                 yield running.pop(done), done.result()
@@ -56,7 +61,6 @@ def each(
 def _begin(job: Callable[[Any], Any]) -> None:
     """Keeps the job for all items of this process."""
     global _JOB
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, in one line
     _JOB = job
 
 

@@ -85,9 +85,8 @@ class Writer:
             if kind not in self.arrays:
                 path = _array(self.folder, kind, self.number)
                 path.parent.mkdir(exist_ok=True)
-                self.arrays[kind] = np.lib.format.open_memmap(
+                self.arrays[kind] = _mapped(
                     path.with_name(path.name + ".part"),
-                    "w+",
                     rows.dtype,
                     (self.rows, *rows.shape[1:]),
                 )
@@ -112,6 +111,19 @@ class Writer:
         part = path.with_name(path.name + ".part")
         pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
         os.replace(part, path)
+
+
+def _mapped(path: pathlib.Path, dtype: np.dtype, shape: tuple) -> np.memmap:
+    """A new array in a file, on blocks that the disk has set aside for it.
+
+    Raises: OSError if it has no room: written to later, the mapping would end the
+        process without a word.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 class Rows:

@@ -46,7 +46,8 @@ def load_head(
         near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise errors.InputError(f"{source} is no file and no released head{hint}")
-    tensors, _ = read.tensors(path)
+    with errors.at(path):
+        tensors, _ = read.tensors(path)
     if max_depth is None:
         max_depth = 80.0 if "kitti" in path.name else 10.0
     try:
@@ -124,13 +125,14 @@ def read_any(
             f"{source} is no official name and no path; give a workdir, a .pth or "
             f".safetensors file, a Hugging Face folder, or a name{hint}"
         )
-    if not is_run(path):
-        return read.read_weights(path, which, **told)
-    if prefix is not None:
-        raise errors.InputError(
-            f"prefix={prefix!r} is for files; a run has which= teacher or student."
-        )
-    return _of_run(path, which, heads)
+    with errors.at(path):
+        if not is_run(path):
+            return read.read_weights(path, which, **told)
+        if prefix is not None:
+            raise errors.InputError(
+                f"prefix={prefix!r} is for files; a run has which= teacher or student."
+            )
+        return _of_run(path, which, heads)
 
 
 def tell(found: read.Weights, source: object, guess: bool = True) -> None:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dinov2_jax import errors
 from dinov2_jax.cli import data, workdir, workers
 from dinov2_jax.data import decode, manifest, sources
 from dinov2_jax.data.reading import Reader
@@ -34,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
         source = sources.open_source(spec)
         records = len(source)
         bad += _bad_records(source, options.workers, not options.no_decode)
-    except ValueError as error:
+    except errors.Error as error:
         if not bad:
             raise
         bad.append(str(error))
@@ -43,7 +44,8 @@ def main(options: argparse.Namespace) -> int:
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (" in --out" if options.out else ""))
     if options.out:
-        workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
+        with errors.at(options.out, "--out"):
+            workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
     print(f"{spec}: {records} records, {len(bad)} bad")
     return int(bool(bad))
 
@@ -57,7 +59,9 @@ def _bad_shards(spec: str, number: int) -> Iterator[str]:
     paths = [folder / shard["file"] for shard in shards]
     sums = _each(_digest, paths, number, "shard")
     for shard, digest in zip(shards, sums, strict=True):
-        if digest != shard["sha256"]:
+        if isinstance(digest, OSError):
+            yield f"{folder / shard['file']}: cannot be read ({digest.strerror})"
+        elif digest != shard["sha256"]:
             yield f"{folder / shard['file']}: its SHA-256 is not that of the manifest"
 
 
@@ -81,10 +85,13 @@ def _bad_of(source: Source, decoded: bool, start: int) -> list[str]:
     return found
 
 
-def _digest(path: os.PathLike) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: os.PathLike) -> str | OSError:
+    """The SHA-256 of a file, or why it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return error
 
 
 def _each(job: Callable[[Any], Any], items, number: int, unit: str) -> list[Any]:

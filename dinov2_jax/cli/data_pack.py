@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, lease
 from dinov2_jax.cli import workdir, workers
 from dinov2_jax.data import manifest, packing, sources
+from dinov2_jax.data.record import Source
 from dinov2_jax.train import progress
 
 PARTS = ".parts"  # folder of the notes on shards that are done
@@ -42,7 +43,14 @@ def main(options: argparse.Namespace) -> int:
     folder = options.out.expanduser()
     if folder.exists() and not folder.is_dir():
         raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
-    source = sources.open_source(options.source, cache_dir=folder / PARTS)
+    with errors.at(folder, "OUT"):
+        source = sources.open_source(options.source, cache_dir=folder / PARTS)
+        with lease.held(folder, "OUT"):
+            return _pack(source, folder, options)
+
+
+def _pack(source: Source, folder: pathlib.Path, options: argparse.Namespace) -> int:
+    """Write the shards that are missing; returns the exit code."""
     packer = packing.Packer(
         source,
         folder,

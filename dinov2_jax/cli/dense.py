@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax import checkpoint, errors, sharding, tree, zoo
+from dinov2_jax import checkpoint, errors, resume, sharding, tree, zoo
 from dinov2_jax.cli.results import Job
 from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
@@ -198,7 +198,7 @@ def _restored(checkpoints: Any, state: probe.State, told: dict):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    found = checkpoint.restore(checkpoints, shapes)
+    found = resume.newest(checkpoints, shapes)
     if found is None:
         return state, []
     _, kept, note = found

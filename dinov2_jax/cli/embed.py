@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, features, processes, sharding, shards, zoo
+from dinov2_jax import errors, features, lease, processes, sharding, shards, zoo
 from dinov2_jax.cli import backbone_options, workdir
 from dinov2_jax.data import decode, pipeline, sources
 from dinov2_jax.data.batch import normalize
@@ -215,6 +215,25 @@ def store(
         mesh: devices of this process alone.
         batch_size, workers, threads, max_pixels: as `embed`.
     """
+    first = jax.process_index() == 0
+    lock = lease.held(out, "--out") if first else contextlib.nullcontext()
+    with errors.at(out, "--out"), lock:
+        sharding.any_process(False)  # nobody writes before the first holds the lease
+        return _stored(
+            apply,
+            source,
+            out,
+            manifest,
+            mesh,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            max_pixels=max_pixels,
+        )
+
+
+def _stored(apply, source, out, manifest, mesh, *, batch_size, **decoding):
+    """As `store`, in a folder that nobody else writes in."""
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
     shown, done, left = _left(out, -(-records // shard_size))
@@ -225,9 +244,7 @@ def store(
             batch_size=batch_size,
             resize=manifest["resize"],
             crop=manifest["crop"],
-            workers=workers,
-            threads=threads,
-            max_pixels=max_pixels,
+            **decoding,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax import errors, processes, values
+from dinov2_jax import errors, lease, processes, values
 from dinov2_jax.cli import (
     backbone_options,
     evaluation_table,
@@ -176,10 +176,14 @@ def _backbone(options: argparse.Namespace) -> frozen.Backbone:
 def done(job: results.Job) -> dict:
     """Run a job, write its files, and say what came out; returns results.json."""
     module = importlib.import_module(f"dinov2_jax.cli.evaluate_{job.task}")
-    job.out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    outcome = module.run(job)
-    about = results.write(job, outcome, time.monotonic() - began)
+    with (
+        errors.at(job.out, "--out"),
+        errors.at(job.cache, "--cache"),
+        lease.held(job.out, "--out"),
+    ):
+        began = time.monotonic()
+        outcome = module.run(job)
+        about = results.write(job, outcome, time.monotonic() - began)
     first = results.shown(about["metric"], about["metrics"][about["metric"]])
     print(f"{job.task}: {about['metric']} {first}; see {job.out}/report.html")
     return about
@@ -268,7 +272,7 @@ def _require_sources(entries: Mapping[str, dict]) -> None:
             try:
                 if entry.get(key):
                     sources.open_source(entry[key])
-            except ValueError as error:
+            except errors.Error as error:
                 bad.setdefault(name, str(error))
     if bad:
         name = min(bad)

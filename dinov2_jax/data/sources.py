@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import tempfile
 
 import numpy as np
 
@@ -116,9 +117,27 @@ def open_source(
         )
     weighted = re.compile(r"(.+?)(?:@(\d+(?:\.\d+)?))?", re.DOTALL)
     matches = [weighted.fullmatch(part) for part in parts]
-    opened = tuple(_open(match[1], cache_dir) for match in matches)
+    opened = tuple(_readable(match[1], cache_dir) for match in matches)
     weights = tuple(float(match[2] or 1) for match in matches)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)
+
+
+def _readable(spec: str, cache_dir) -> Source:
+    """The source of one spec, or one line if the system refuses one of its files."""
+    try:
+        return _open(spec, cache_dir)
+    except OSError as error:
+        if error.errno in errors.FULL:
+            raise errors.FileError(
+                f"{spec}: {error.strerror} for the list of its files, in "
+                f"{cache_dir or tempfile.gettempdir()}; free some space there."
+            ) from error
+        if isinstance(error, errors.Error) or not error.filename:
+            raise
+        raise errors.FileError(
+            f"{spec}: {error.strerror} at {error.filename}; check the path and its "
+            "permissions."
+        ) from error
 
 
 def _open(spec: str, cache_dir) -> Source:

@@ -54,7 +54,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
         "--from",
         dest="source",
         required=True,
-        help="an official name, a run's workdir, or a file or folder of any format",
+        help="an official name, a workdir, RUN@best, RUN@STEP, or a file or folder of "
+        "any format",
     )
     add("--to", required=True, choices=FORMATS, help="format of OUT")
     backbone_options.add(parser)

@@ -76,12 +76,6 @@ def module(about: Mapping, **overrides) -> vit.ViT:
     return vit.ViT(**given)
 
 
-def shapes(built: vit.ViT) -> dict:
-    """Shapes of a module's parameters; nothing is computed."""
-    images = jax.ShapeDtypeStruct(_patch(built), jnp.float32)
-    return jax.eval_shape(built.init, jax.random.key(0), images)["params"]
-
-
 def _patch(built: vit.ViT) -> tuple[int, ...]:
     """Shape of the smallest image."""
     return (1, built.patch_size, built.patch_size, built.in_channels)
@@ -286,7 +280,7 @@ def filled(
         source: what it was read from, for lines and errors.
     Raises: ValueError that lists what does not fit, unless partial and something does.
     """
-    template = shapes(built)
+    template = vit.shapes(built)
     match = names.match_backbone(state, template)
     if not match.whole:
         if not partial or not match.matched:

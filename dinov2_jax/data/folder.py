@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from dinov2_jax import errors
-from dinov2_jax.data import listing
+from dinov2_jax.data import fingerprint, listing
 from dinov2_jax.data.record import Record
 
 EXTENSIONS = frozenset(b".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
@@ -48,6 +48,14 @@ class Folder:
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self._files.path(index)))
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads; a folder that was moved whole stays the same."""
+        yield "folder", self.classes
+        root = os.fsencode(self.root)
+        for index in range(len(self)):
+            name = self._files.path(index)
+            yield fingerprint.File(os.path.join(root, name), name)
 
 
 def _images(

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,11 +95,10 @@ class Outcome:
 
 
 def classified(
-    val: frozen.Set, guess: np.ndarray, what: str
+    labels: np.ndarray, guess: np.ndarray, names: Sequence[str], what: str
 ) -> tuple[list[Picture], list[Table]]:
     """Confusion matrix and worst classes of guesses, for the page."""
-    names = val.source.classes
-    matrix = metrics.confusion(val.labels, guess, len(names))
+    matrix = metrics.confusion(labels, guess, len(names))
     caption = f"{what}: true class down, guess across, in the order of the classes."
     picture = Picture(
         "confusion",

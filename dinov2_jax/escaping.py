@@ -42,7 +42,7 @@ def shown(text: str) -> str:
     return "".join(x if x.isprintable() or x in JOINERS else _escape(x) for x in text)
 
 
-def class_name(name: str | bytes) -> str:
+def normalized(name: str | bytes) -> str:
     """The name of a class, equal for equal words on every system.
 
     macOS spells a folder name as letters with their accents apart (NFD); here all are

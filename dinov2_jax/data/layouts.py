@@ -4,14 +4,17 @@ Each function takes a spec, for its messages, and what follows the kind in it; i
 ((image files), (map files)) and the names of the classes, none for depth.
 """
 
+import codecs
 import collections
 import os
 import pathlib
 from collections.abc import Iterable
 
 from dinov2_jax import errors
+from dinov2_jax.data import walk
+from dinov2_jax.data.decode import EXTENSIONS as IMAGES
+from dinov2_jax.escaping import escaped, normalized
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 TARGETS = (".png", ".npy")
 # fmt: off
 VOC = (
@@ -25,6 +28,7 @@ CITYSCAPES = (
     "bus", "train", "motorcycle", "bicycle",
 )
 # fmt: on
+CLASSES = "classes.txt"  # names of the classes, beside the maps of pairs:
 ADE20K = 150  # classes of the scene parsing challenge; their ids start at 1
 
 Files = tuple[tuple[str, ...], tuple[str, ...]]
@@ -36,33 +40,47 @@ def folders(spec: str, rest: str) -> Found:
     parts = [pathlib.Path(part).expanduser() for part in rest.split(",")]
     if len(parts) != 2 or not all(part.is_dir() for part in parts):
         raise errors.InputError(f"{spec} must name two folders, pairs:IMAGES,MAPS.")
-    listed = parts[1] / "classes.txt"
-    names = tuple(listed.read_text().split("\n")) if listed.is_file() else ()
-    names = tuple(name.strip() for name in names if name.strip())
-    return _matched(spec, _stems(parts[0], IMAGES), _stems(parts[1], TARGETS)), names
+    listed = parts[1] / CLASSES
+    names = tuple(map(normalized, _lines(spec, listed))) if listed.is_file() else ()
+    return _matched(spec, parts[0], parts[1]), names
 
 
-def _stems(root: pathlib.Path, extensions: tuple[str, ...], end: str = ""):
+def _stems(
+    root: pathlib.Path, extensions: tuple[str, ...], end: str, ignored: walk.Ignored
+):
     """{path without extension and `end`: file} of all such files below a folder."""
     found = collections.defaultdict(list)
-    for folder, _, files in os.walk(root, followlinks=True):
-        for file in files:
-            stem, extension = os.path.splitext(file)
-            if extension.lower() in extensions and stem.endswith(end):
-                stem = stem.removesuffix(end)
-                key = os.path.relpath(os.path.join(folder, stem), root)
-                found[key].append(os.path.join(folder, file))
+    for file in map(os.fsdecode, walk.Walk(root, ignored).files()):
+        stem, extension = os.path.splitext(file)
+        if extension.lower() not in extensions:
+            if file != CLASSES:
+                ignored.file(file)
+        elif not stem.endswith(end):
+            ignored.entry(f"files that do not end in {end}{extension}", file)
+        else:
+            key = normalized(stem.removesuffix(end))
+            found[key].append(os.path.join(root, file))
     twice = [files for files in found.values() if len(files) > 1]
     if twice:
         raise errors.InputError(
             f"{len(twice)} names in {root} stand for several files: "
-            f"{_some(file for files in twice for file in files)}; keep one of each."
+            f"{_some(escaped(file) for files in twice for file in files)}; keep one "
+            "of each."
         )
     return {key: files[0] for key, files in found.items()}
 
 
-def _matched(spec: str, images: dict[str, str], targets: dict[str, str]) -> Files:
-    """Images and targets of the same names, in their order."""
+def _matched(
+    spec: str,
+    photographs: pathlib.Path,
+    maps: pathlib.Path,
+    ends: tuple[str, str] = ("", ""),
+) -> Files:
+    """Images and targets of the same names, but for their `ends`, in their order."""
+    ignored = walk.Ignored()
+    images = _stems(photographs, IMAGES, ends[0], ignored)
+    targets = _stems(maps, TARGETS, ends[1], ignored)
+    walk.tell(spec, len(images), ignored)
     for have, lack, words in (
         (images, targets, "images have no map"),
         (targets, images, "maps have no image"),
@@ -96,12 +114,12 @@ def ade20k(spec: str, rest: str) -> Found:
     names = tuple(str(i) for i in range(1, ADE20K + 1))
     listed = root / "objectInfo150.txt"
     if listed.is_file():
-        lines = listed.read_text().strip().split("\n")[1:]
+        lines = _lines(spec, listed)[1:]
         if len(lines) != ADE20K:
             raise errors.InputError(f"{listed} has {len(lines)} classes, not {ADE20K}.")
-        names = tuple(line.split("\t")[-1].strip() for line in lines)
-    images = _stems(_folder(spec, root / "images" / split), IMAGES)
-    labels = _stems(_folder(spec, root / "annotations" / split), TARGETS)
+        names = tuple(normalized(line.split("\t")[-1].strip()) for line in lines)
+    images = _folder(spec, root / "images" / split)
+    labels = _folder(spec, root / "annotations" / split)
     return _matched(spec, images, labels), names
 
 
@@ -109,14 +127,11 @@ def voc(spec: str, rest: str) -> Found:
     """ROOT:LIST, where ROOT is VOC2012 and LIST one of ImageSets/Segmentation."""
     root, split = _root(spec, rest, ())
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    return _listed(
-        spec,
-        listed,
-        [
-            (root / f"JPEGImages/{name}.jpg", root / f"SegmentationClass/{name}.png")
-            for name in _lines(spec, listed)
-        ],
-    ), VOC
+    pairs = [
+        (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png")
+        for name in _lines(spec, listed)
+    ]
+    return _listed(spec, root, listed, pairs), VOC
 
 
 def cityscapes(spec: str, rest: str) -> Found:
@@ -124,11 +139,8 @@ def cityscapes(spec: str, rest: str) -> Found:
     root, split = _root(spec, rest, ("train", "val"))
     images = _folder(spec, root / "leftImg8bit" / split)
     labels = _folder(spec, root / "gtFine" / split)
-    return _matched(
-        spec,
-        _stems(images, IMAGES, "_leftImg8bit"),
-        _stems(labels, TARGETS, "_gtFine_labelTrainIds"),
-    ), CITYSCAPES
+    ends = ("_leftImg8bit", "_gtFine_labelTrainIds")
+    return _matched(spec, images, labels, ends), CITYSCAPES
 
 
 def nyud(spec: str, rest: str) -> Found:
@@ -143,8 +155,8 @@ def nyud(spec: str, rest: str) -> Found:
                 f"{listed} has the line {line!r}; it needs two files."
             )
         if parts[1] != "None":  # KITTI's mark of an image without a map
-            pairs.append(tuple(root / part.strip("/") for part in parts[:2]))
-    return _listed(spec, listed, pairs), ()
+            pairs.append(tuple(part.strip("/") for part in parts[:2]))
+    return _listed(spec, root, listed, pairs), ()
 
 
 def _root(spec: str, rest: str, splits: tuple[str, ...]) -> tuple[pathlib.Path, str]:
@@ -167,18 +179,29 @@ def _folder(spec: str, path: pathlib.Path) -> pathlib.Path:
 
 
 def _lines(spec: str, path: pathlib.Path) -> list[str]:
-    """Lines of a list that are not empty."""
+    """Lines of a list that are not empty, as the file system spells names."""
     if not path.is_file():
         raise errors.InputError(f"{spec} needs the list {path}, which does not exist.")
-    return [line.strip() for line in path.read_text().split("\n") if line.strip()]
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [os.fsdecode(line.strip()) for line in lines if line.strip()]
 
 
-def _listed(spec: str, listed: pathlib.Path, pairs: list[tuple]) -> Files:
-    """Pairs of a list, if all their files exist."""
-    lost = [str(path) for pair in pairs for path in pair if not path.is_file()]
+def _listed(
+    spec: str, root: pathlib.Path, listed: pathlib.Path, pairs: list[tuple[str, str]]
+) -> Files:
+    """Pairs of files below a folder, as a list names them, if all exist."""
+    ignored, whole, lost = walk.Ignored(), [], []
+    for pair in pairs:
+        hidden = [name for name in pair if walk.is_service(name)]
+        if hidden:
+            ignored.entry(walk.HIDDEN, hidden[0])
+            continue
+        whole.append(tuple(os.path.join(root, name) for name in pair))
+        lost += [escaped(path) for path in whole[-1] if not os.path.isfile(path)]
+    walk.tell(spec, len(whole), ignored)
     if lost:
         raise errors.InputError(
-            f"{spec}: {len(lost)} of {2 * len(pairs)} files in {listed} do not exist: "
+            f"{spec}: {len(lost)} of {2 * len(whole)} files in {listed} do not exist: "
             f"{_some(lost)}; unpack the data set whole."
         )
-    return _whole(spec, [tuple(map(str, pair)) for pair in pairs])
+    return _whole(spec, whole)

@@ -150,7 +150,7 @@ def _spooled(folder: pathlib.Path, entries: Iterable[Entry], columns: int) -> li
         if len(parts["labels"]) == FLUSH:
             flush()
     flush()
-    folders = {number: escaping.class_name(name) for name, number in found.items()}
+    folders = {number: escaping.normalized(name) for name, number in found.items()}
     names = sorted(set(folders.values()))
     places = {name: place for place, name in enumerate(names)}
     rank = np.full(len(folders) + 1, -1, np.int32)  # the last: where there is no folder

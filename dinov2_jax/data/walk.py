@@ -98,15 +98,20 @@ class Ignored:
         return "; ".join(parts)
 
 
-def tell(spec: str, images: int, ignored: Ignored) -> None:
+def tell(spec: str, count: int, ignored: Ignored, what: str = "images") -> None:
     """Says on standard error, once and in one line, what a source leaves out.
 
     `processes` silences it on all processes but the first.
+
+    Args:
+        spec: the source.
+        count: images, or `what` else it holds.
     """
     if ignored:
         files = ignored.files.total()
-        share = f"{files} of {images + files} files: " if files else ""
-        _tell(f"{shown(spec)}: {images} images; ignored {share}{ignored}")
+        of = f"{files} of {count + files} files: "
+        share = of if files and what == "images" else ""
+        _tell(f"{shown(spec)}: {count} {what}; ignored {share}{ignored}")
 
 
 @functools.cache
@@ -130,7 +135,7 @@ class Walk:
             root: the folder; may be hidden, or a link.
             ignored: takes what is passed over.
             walked: takes every folder that was read.
-        Raises: ValueError if the root cannot be read.
+        Raises: OSError if the root cannot be read.
         """
         self.root, self.ignored = os.fsencode(root), ignored
         self.walked = [] if walked is None else walked
@@ -139,7 +144,7 @@ class Walk:
             status = os.stat(self.root)
             os.scandir(self.root).close()
         except OSError as error:
-            raise errors.InputError(
+            raise errors.FileError(
                 f"the folder {escaped(self.root)} cannot be read ({error.strerror}); "
                 "name one that can."
             ) from error
@@ -164,7 +169,7 @@ class Walk:
 
         Args:
             path: of the folder below the root.
-        Returns: sorted; empty if the folder cannot be read.
+        Returns: sorted; empty if the folder cannot be read, which is counted.
         """
         folder = os.path.join(self.root, path) if path else self.root
         try:

@@ -167,7 +167,7 @@ def test_links_to_files_and_to_folders_elsewhere_are_followed_once(tmp_path):
         "emu/2.jpg",
         "fox/3.jpg",
     ]
-    assert source.classes == ("cat", "dog", "fox")
+    assert source.classes == ("cat", "dog", "emu", "fox")
 
 
 def test_an_unreadable_folder_is_passed_over_until_it_can_be_read(unprivileged, caplog):

@@ -42,11 +42,17 @@ def folders(spec: str, rest: str) -> Found:
         raise errors.InputError(f"{spec} must name two folders, pairs:IMAGES,MAPS.")
     listed = parts[1] / CLASSES
     names = tuple(map(normalized, _lines(spec, listed))) if listed.is_file() else ()
-    return _matched(spec, parts[0], parts[1]), names
+    ignored = walk.Ignored()
+    images = _stems(parts[0], IMAGES, ignored)
+    targets = _stems(parts[1], TARGETS, ignored)
+    return _matched(spec, images, targets, ignored), names
 
 
 def _stems(
-    root: pathlib.Path, extensions: tuple[str, ...], end: str, ignored: walk.Ignored
+    root: pathlib.Path,
+    extensions: tuple[str, ...],
+    ignored: walk.Ignored,
+    end: str = "",
 ):
     """{path without extension and `end`: file} of all such files below a folder."""
     found = collections.defaultdict(list)
@@ -72,14 +78,11 @@ def _stems(
 
 def _matched(
     spec: str,
-    photographs: pathlib.Path,
-    maps: pathlib.Path,
-    ends: tuple[str, str] = ("", ""),
+    images: dict[str, str],
+    targets: dict[str, str],
+    ignored: walk.Ignored,
 ) -> Files:
-    """Images and targets of the same names, but for their `ends`, in their order."""
-    ignored = walk.Ignored()
-    images = _stems(photographs, IMAGES, ends[0], ignored)
-    targets = _stems(maps, TARGETS, ends[1], ignored)
+    """Images and targets of the same names, in their order."""
     walk.tell(spec, len(images), ignored)
     for have, lack, words in (
         (images, targets, "images have no map"),
@@ -118,20 +121,25 @@ def ade20k(spec: str, rest: str) -> Found:
         if len(lines) != ADE20K:
             raise errors.InputError(f"{listed} has {len(lines)} classes, not {ADE20K}.")
         names = tuple(normalized(line.split("\t")[-1].strip()) for line in lines)
-    images = _folder(spec, root / "images" / split)
-    labels = _folder(spec, root / "annotations" / split)
-    return _matched(spec, images, labels), names
+    ignored = walk.Ignored()
+    images = _stems(_folder(spec, root / "images" / split), IMAGES, ignored)
+    labels = _stems(_folder(spec, root / "annotations" / split), TARGETS, ignored)
+    return _matched(spec, images, labels, ignored), names
 
 
 def voc(spec: str, rest: str) -> Found:
     """ROOT:LIST, where ROOT is VOC2012 and LIST one of ImageSets/Segmentation."""
     root, split = _root(spec, rest, ())
     listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    pairs = [
-        (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png")
-        for name in _lines(spec, listed)
-    ]
-    return _listed(spec, root, listed, pairs), VOC
+    return _listed(
+        spec,
+        root,
+        listed,
+        [
+            (root / f"JPEGImages/{name}.jpg", root / f"SegmentationClass/{name}.png")
+            for name in _lines(spec, listed)
+        ],
+    ), VOC
 
 
 def cityscapes(spec: str, rest: str) -> Found:
@@ -139,8 +147,13 @@ def cityscapes(spec: str, rest: str) -> Found:
     root, split = _root(spec, rest, ("train", "val"))
     images = _folder(spec, root / "leftImg8bit" / split)
     labels = _folder(spec, root / "gtFine" / split)
-    ends = ("_leftImg8bit", "_gtFine_labelTrainIds")
-    return _matched(spec, images, labels, ends), CITYSCAPES
+    ignored = walk.Ignored()
+    return _matched(
+        spec,
+        _stems(images, IMAGES, ignored, "_leftImg8bit"),
+        _stems(labels, TARGETS, ignored, "_gtFine_labelTrainIds"),
+        ignored,
+    ), CITYSCAPES
 
 
 def nyud(spec: str, rest: str) -> Found:
@@ -155,7 +168,7 @@ def nyud(spec: str, rest: str) -> Found:
                 f"{listed} has the line {line!r}; it needs two files."
             )
         if parts[1] != "None":  # KITTI's mark of an image without a map
-            pairs.append(tuple(part.strip("/") for part in parts[:2]))
+            pairs.append(tuple(root / part.strip("/") for part in parts[:2]))
     return _listed(spec, root, listed, pairs), ()
 
 
@@ -187,21 +200,22 @@ def _lines(spec: str, path: pathlib.Path) -> list[str]:
 
 
 def _listed(
-    spec: str, root: pathlib.Path, listed: pathlib.Path, pairs: list[tuple[str, str]]
+    spec: str, root: pathlib.Path, listed: pathlib.Path, pairs: list[tuple]
 ) -> Files:
-    """Pairs of files below a folder, as a list names them, if all exist."""
-    ignored, whole, lost = walk.Ignored(), [], []
+    """Pairs of a list of files below a folder, if all of them exist."""
+    ignored, whole = walk.Ignored(), []
     for pair in pairs:
-        hidden = [name for name in pair if walk.is_service(name)]
+        names = [os.path.relpath(path, root) for path in pair]
+        hidden = [name for name in names if walk.is_service(name)]
         if hidden:
             ignored.entry(walk.HIDDEN, hidden[0])
-            continue
-        whole.append(tuple(os.path.join(root, name) for name in pair))
-        lost += [escaped(path) for path in whole[-1] if not os.path.isfile(path)]
+        else:
+            whole.append(tuple(map(str, pair)))
     walk.tell(spec, len(whole), ignored)
+    lost = [path for pair in whole for path in pair if not os.path.isfile(path)]
     if lost:
         raise errors.InputError(
             f"{spec}: {len(lost)} of {2 * len(whole)} files in {listed} do not exist: "
-            f"{_some(lost)}; unpack the data set whole."
+            f"{_some(map(escaped, lost))}; unpack the data set whole."
         )
     return _whole(spec, whole)

@@ -7,12 +7,14 @@ Each function takes a spec, for its messages, and what follows the kind in it; i
 import collections
 import os
 import pathlib
+import sys
 from collections.abc import Iterable
 
 from dinov2_jax import errors
+from dinov2_jax.data import mapfiles
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-TARGETS = (".png", ".npy")
+TARGETS = mapfiles.LOSSLESS
 # fmt: off
 VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
@@ -39,7 +41,23 @@ def folders(spec: str, rest: str) -> Found:
     listed = parts[1] / "classes.txt"
     names = tuple(listed.read_text().split("\n")) if listed.is_file() else ()
     names = tuple(name.strip() for name in names if name.strip())
-    return _matched(spec, _stems(parts[0], IMAGES), _stems(parts[1], TARGETS)), names
+    images, targets = _stems(parts[0], IMAGES), _stems(parts[1], TARGETS)
+    if set(images) - set(targets):
+        _require_readable(spec, parts[1], set(images) - set(targets))
+    return _matched(spec, images, targets), names
+
+
+def _require_readable(spec: str, root: pathlib.Path, lacking: set[str]) -> None:
+    """Raises ValueError if maps that seem to be missing stand there in other formats."""
+    others = _stems(root, tuple(mapfiles.REFUSED))
+    there = sorted(lacking & set(others))
+    if there:
+        ending = os.path.splitext(others[there[0]])[1].lower()
+        raise errors.InputError(
+            f"{spec}: {len(there)} maps, such as {others[there[0]]}, cannot be used: "
+            f"{ending} {mapfiles.REFUSED[ending]}. Maps are one of "
+            f"{', '.join(TARGETS)}, made from their source."
+        )
 
 
 def _stems(root: pathlib.Path, extensions: tuple[str, ...], end: str = ""):
@@ -135,16 +153,45 @@ def nyud(spec: str, rest: str) -> Found:
     """ROOT:train, ROOT:test or ROOT:FILE, which has an image and a map a line."""
     root, split = _root(spec, rest, ())
     listed = root / {"train": "nyu_train.txt", "test": "nyu_test.txt"}.get(split, split)
-    pairs = []
-    for line in _lines(spec, listed):
-        parts = line.split()  # a focal length may follow
+    return _listed(spec, listed, _measured(spec, listed, root, root)), ()
+
+
+def kitti(spec: str, rest: str) -> Found:
+    """ROOT:train, ROOT:test or ROOT:FILE, in the layout of the depth toolbox.
+
+    Source: KITTIDataset of the Monocular-Depth-Estimation-Toolbox, in its order.
+    """
+    root, split = _root(spec, rest, ())
+    listed = root / (
+        f"kitti_eigen_{split}.txt" if split in ("train", "test") else split
+    )
+    folders = [_folder(spec, root / name) for name in ("input", "gt_depth")]
+    return _listed(spec, listed, sorted(_measured(spec, listed, *folders))), ()
+
+
+def _measured(
+    spec: str, listed: pathlib.Path, images: pathlib.Path, depths: pathlib.Path
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """The pairs of a list whose lines have an image, a map and perhaps a focal length.
+
+    Lines whose map is called None have no truth: they are left out and counted.
+    """
+    pairs, lines = [], _lines(spec, listed)
+    for line in lines:
+        parts = line.split()
         if len(parts) < 2:
             raise errors.InputError(
                 f"{listed} has the line {line!r}; it needs two files."
             )
-        if parts[1] != "None":  # KITTI's mark of an image without a map
-            pairs.append(tuple(root / part.strip("/") for part in parts[:2]))
-    return _listed(spec, listed, pairs), ()
+        if "None" not in parts[:2]:
+            pairs.append((images / parts[0].strip("/"), depths / parts[1].strip("/")))
+    if len(pairs) < len(lines):
+        print(
+            f"{listed}: {len(lines) - len(pairs)} of {len(lines)} lines have no map and "
+            "are left out",
+            file=sys.stderr,
+        )
+    return pairs
 
 
 def _root(spec: str, rest: str, splits: tuple[str, ...]) -> tuple[pathlib.Path, str]:

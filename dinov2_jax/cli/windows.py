@@ -50,7 +50,7 @@ def predictions(
 def _views(image: np.ndarray, s: Any) -> Iterator[tuple]:
     """(size, mirrored, windows) of an image at every scale."""
     for scale in s.scales:
-        shape = dense_views.scaled_size(image, s.side * scale)
+        shape = dense_views.scaled_size(image, s.side, scale)
         scaled = dense_views.resized(image, shape)
         for flip in (False, True)[: 1 + s.mirrored]:
             one = scaled[:, ::-1] if flip else scaled

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import peers
 import pytest
+import safetensors.numpy
 
 from dinov2_jax import zoo
 from dinov2_jax.cli import (
@@ -110,7 +111,7 @@ def plainly(image: np.ndarray, logits, s) -> np.ndarray:
 
     total = 0.0
     for scale in s.scales:
-        size = dense_views.scaled_size(image, s.side * scale)
+        size = dense_views.scaled_size(image, s.side, scale)
         scaled = dense_views.resized(image, size)
         for flip in (False, True)[: 1 + s.mirrored]:
             one = scaled[:, ::-1] if flip else scaled
@@ -292,6 +293,11 @@ def test_coins_are_found_by_a_head_that_others_can_load(tmp_path):
         evaluate_segmentation.run(changed)
     wide = densefiles.job(evaluate_segmentation_ms, backbone, specs, out, **given)
     wide.settings.blocks = 2
+    with pytest.raises(ValueError, match=r"trained with blocks=\[1\] and not \[0, 1\]"):
+        evaluate_segmentation.run(wide)
+    # A file of tensors alone, as released ones are
+    tensors = safetensors.numpy.load_file(tmp_path / "head.safetensors")
+    safetensors.numpy.save_file(tensors, tmp_path / "head.safetensors")
     with pytest.raises(
         ValueError, match="48 channels and 2 classes; the features have"
     ):

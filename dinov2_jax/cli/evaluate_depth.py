@@ -13,38 +13,45 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.cli import dense as shared
-from dinov2_jax.cli import depth_errors
+from dinov2_jax.cli import dense_checks, depth_errors
 from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.data import dense, dense_views
 from dinov2_jax.evals import depth, probe
 from dinov2_jax.models import probes
 from dinov2_jax.viz import dense as viz
 
-SETTINGS = shared.TRAINING | {
-    "method": "lin4",
-    "bins": 256,  # of the linear heads
-    "upsample": 4,  # of the linear heads
-    "channels": 256,  # of the DPT head
-    "min_depth": 1e-3,  # metres
-    "max_depth": 10.0,  # metres
-    "scale": 1000.0,  # values of a 16-bit PNG that make a metre
-    "steps": 38_400,
-    "lr": 1e-4,
-    "warmup": 12_800,
-    "warmup_start": 1e-3,
-    "floor": 1e-8,  # share of lr at the end of the cosine
-    "weight_decay": 0.01,
-    "clip": 35.0,
-    "gradient_weight": 0.5,
-    "loss_warmup": 100,  # steps in which the loss sees only the mean error
-    "border": (45, 472, 43, 608),  # pixels kept in training; zeros keep all
-    "crop": (416, 544),  # pixels, height and width
-    "degrees": 2.5,
-    "eval_crop": "nyu",
-    "mirrored": True,
-}
-"""Source: arXiv:2304.07193 section 7.4, for NYUd. The learning rate is in neither the
-paper nor the model card; 1e-4 is usual with this schedule."""
+SETTINGS = (
+    shared.TRAINING
+    | dense_checks.SETTINGS
+    | {
+        "method": "lin4",
+        "bins": 256,  # of the linear heads
+        "upsample": 4,  # of the linear heads
+        "channels": 256,  # of the DPT head
+        "min_depth": 1e-3,  # metres
+        "max_depth": 10.0,  # metres
+        "scale": 1000.0,  # values of a 16-bit PNG that make a metre
+        "steps": 38_400,
+        "lr": 1e-4,
+        "warmup": 12_800,
+        "warmup_start": 1e-3,
+        "floor": 1e-8,  # share of lr at the end of the cosine
+        "weight_decay": 0.01,
+        "clip": 35.0,
+        "gradient_weight": 0.5,
+        "loss_warmup": 100,  # steps in which the loss sees only the mean error
+        "border": (45, 472, 43, 608),  # pixels kept in training; zeros keep all
+        "kb_crop": False,  # keep 352 x 1216 of the bottom's middle, also when judging
+        "crop": (416, 544),  # pixels, height and width
+        "degrees": 2.5,
+        "brightness": (0.75, 1.25),
+        "eval_crop": "nyu",
+        "mirrored": True,
+    }
+)
+"""Source: arXiv:2304.07193 section 7.4, for NYUd; the augmentation is that of
+configs/_base_/datasets/nyu.py in the Monocular-Depth-Estimation-Toolbox. The learning
+rate is in neither the paper nor the model card; 1e-4 is usual with this schedule."""
 
 
 METHODS = {"lin1": "linear depth", "lin4": "linear depth", "dpt": "DPT depth"}
@@ -61,34 +68,46 @@ def run(job: Job) -> Outcome:
     """
     s, model = job.settings, job.backbone.model
     _check(s)
-    train, val = (
-        dense.open_depth(spec, scale=s.scale) for spec in (job.train, job.val)
-    )
-    apply = shared.features(model, blocks(model.depth, s.method), False, s.compute)
+    val = dense.open_depth(job.val, scale=s.scale, kb_crop=s.kb_crop)
+    train = None
+    if not s.head:
+        train = dense.open_depth(job.train, scale=s.scale, kb_crop=s.kb_crop)
+    seen, rate = blocks(model.depth, s.method), _rate(s)
+    apply = shared.features(model, seen, False, s.compute)
     head = module(s, model.width)
+    told = shared.note(job, seen, False, s.crop, **_told(s))
     if s.head:
-        # A file does not tell the range, nor how far its maps are enlarged.
-        _, variables = shared.given_head(s.head, type(head))
+        _, variables = shared.given_head(
+            s.head, type(head), told, max_depth=s.max_depth, min_depth=s.min_depth
+        )
         _check_head(head, variables, apply, job.backbone.params, s)
-    else:
-        optimizer = probe.adamw(_rate(s), s.weight_decay, s.betas, s.clip)
+    border = tuple(s.border) if any(s.border) else None
+    unknown = dense_checks.depths(train, val, s, border)
+    if not s.head:
+        optimizer = probe.adamw(rate, s.weight_decay, s.betas, s.clip)
+        views = dense_views.DepthViews(
+            crop=s.crop, border=border, degrees=s.degrees, brightness=s.brightness
+        )
         variables, _ = shared.trained(
-            job, head, apply, _loss(s), optimizer, train, _views(s, train), s.crop
+            job, head, apply, _loss(s), optimizer, train, views, s.crop
         )
         if jax.process_index() == 0:
             path = job.out / "head.safetensors"
-            shared.save_head(path, METHODS[s.method], variables)
+            shared.save_head(path, METHODS[s.method], variables, told)
     metrics, shown = depth_errors.judged(job, head, apply, variables, val)
     pictures = []
     if shown:
         caption = "Photograph, true and predicted depth on one scale; near is light."
         pixels = viz.depth_picture(*zip(*shown))
         pictures = [Picture("depth", "Predictions", caption, pixels)]
-    data = {
-        "train": {"spec": job.train, "images": len(train)},
-        "val": {"spec": job.val, "images": min(len(val), s.limit or len(val))},
-    }
+    data = shared.splits(job, train, val, without_truth=unknown)
     return Outcome(metrics, data, pictures)
+
+
+def _told(s: Any) -> dict:
+    """What the depths of a head depend on, besides its tensors."""
+    found = {key: getattr(s, key) for key in ("method", "min_depth", "max_depth")}
+    return found if s.method == "dpt" else found | {"upsample": s.upsample}
 
 
 def _check(s: Any) -> None:
@@ -149,20 +168,6 @@ def _check_head(head: Any, variables: Any, apply: Callable, params: Any, s: Any)
             f"head={s.head} is for other features than method={s.method} gives of "
             "these weights; set the method, bins and channels it was trained with."
         )
-
-
-def _views(s: Any, source: dense.Pairs) -> dense_views.DepthViews:
-    """The training crops; raises ValueError if the border is not of these images."""
-    border = tuple(s.border) if any(s.border) else None
-    if border is not None:
-        shape = source[0].target.shape
-        top, bottom, left, right = border
-        if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-            raise errors.InputError(
-                f"border={border} does not lie in images of {shape[0]}x{shape[1]} "
-                "pixels, such as the first; set it to (0, 0, 0, 0) to keep all."
-            )
-    return dense_views.DepthViews(crop=s.crop, border=border, degrees=s.degrees)
 
 
 def _rate(s: Any) -> Callable:

@@ -13,32 +13,38 @@ import numpy as np
 
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import dense as shared
-from dinov2_jax.cli import frozen, windows
+from dinov2_jax.cli import dense_checks, frozen, windows
 from dinov2_jax.cli.results import Job, Outcome, Picture, Table, percent
 from dinov2_jax.data import dense, dense_views
 from dinov2_jax.evals import probe, segmentation
 from dinov2_jax.models import probes, vit
 from dinov2_jax.viz import dense as viz
 
-SETTINGS = shared.TRAINING | {
-    "blocks": 1,  # the last so many
-    "classes": 0,  # of a pairs: spec without classes.txt
-    "first_id": 0,  # id of class 0 in a pairs: spec
-    "ignore_id": 255,  # id without a class in a pairs: spec
-    "steps": 40_000,
-    "lr": 1e-3,
-    "warmup": 1500,
-    "warmup_start": 1e-6,
-    "weight_decay": 1e-4,
-    "crop": 512,  # pixels, side of the crops and of the windows
-    "side": 512,  # pixels, shorter side of an image at ratio and scale 1
-    "ratio": (0.5, 2.0),
-    "most": 0.75,  # share of a crop that one class may have
-    "recolor": True,
-    "stride": 341,  # pixels from window to window
-    "scales": (1.0,),
-    "mirrored": False,  # mirrored views, too
-}
+SETTINGS = (
+    shared.TRAINING
+    | dense_checks.SETTINGS
+    | {
+        "blocks": 1,  # the last so many
+        "classes": 0,  # of a pairs: spec without classes.txt
+        "first_id": 0,  # id of class 0 in a pairs: spec
+        "ignore_id": 255,  # id without a class in a pairs: spec; -1 for none
+        "ids": "",  # ID:CLASS,... of a pairs: spec, such as 0:0,255:1 or 7:ignore
+        "absent_classes": False,  # whether named classes may occur in no map
+        "steps": 40_000,
+        "lr": 1e-3,
+        "warmup": 1500,
+        "warmup_start": 1e-6,
+        "weight_decay": 1e-4,
+        "crop": 512,  # pixels, side of the crops and of the windows
+        "side": 512,  # pixels, shorter side of an image at ratio and scale 1
+        "ratio": (0.5, 2.0),
+        "most": 0.75,  # share of a crop that one class may have
+        "recolor": True,
+        "stride": 341,  # pixels from window to window
+        "scales": (1.0,),
+        "mirrored": False,  # mirrored views, too
+    }
+)
 """Source: arXiv:2304.07193 section 7.4, the linear protocol."""
 
 
@@ -52,26 +58,31 @@ def run(job: Job) -> Outcome:
     Raises: ValueError, one line, for what does not fit together.
     """
     s, model = job.settings, job.backbone.model
-    train, val = (_opened(spec, s) for spec in (job.train, job.val))
-    frozen.require_same_classes(train, val)
+    val = _opened(job.val, s)
+    train = None if s.head else _opened(job.train, s)
+    if train is not None:
+        frozen.require_same_classes(train, val)
     if len(s.ratio) != 2 or not 0 < s.ratio[0] <= s.ratio[1] or min(s.scales) <= 0:
         raise errors.InputError(
             f"ratio={s.ratio} must be (least, most), {s.scales=} above 0."
         )
     segmentation.starts(s.crop, s.crop, s.stride)
-    blocks = _blocks(model, s.blocks)
+    blocks, rate = _blocks(model, s.blocks), _rate(s)
     apply = shared.features(model, blocks, True, s.compute)
-    head = probes.LinearSegmentation(len(train.classes))
+    head = probes.LinearSegmentation(len(val.classes))
+    told = shared.note(job, blocks, True, (s.crop, s.crop), classes=list(val.classes))
     if s.head:
-        head, variables = shared.given_head(s.head, probes.LinearSegmentation)
+        kind = probes.LinearSegmentation
+        head, variables = shared.given_head(s.head, kind, told)
         _check_head(variables, head, len(blocks) * model.width, len(val.classes))
-    else:
+    dense_checks.labels(train, val, s, _named(job.val, s))
+    if not s.head:
         variables, _ = shared.trained(
             job,
             head,
             apply,
             _loss,
-            probe.adamw(_rate(s), s.weight_decay, s.betas),
+            probe.adamw(rate, s.weight_decay, s.betas),
             train,
             dense_views.SegmentationViews(
                 crop=s.crop, side=s.side, ratio=s.ratio, most=s.most, recolor=s.recolor
@@ -80,20 +91,43 @@ def run(job: Job) -> Outcome:
             (True,),
         )
         if jax.process_index() == 0:
-            shared.save_head(job.out / "head.safetensors", "segmentation", variables)
+            path = job.out / "head.safetensors"
+            shared.save_head(path, "segmentation", variables, told)
     total, shown = _judged(job, head, apply, variables, val)
-    data = {
-        "train": {"spec": job.train, "images": len(train)},
-        "val": {"spec": job.val, "images": min(len(val), s.limit or len(val))},
-    }
-    return _outcome(total, shown, val.classes, data)
+    return _outcome(total, shown, val.classes, shared.splits(job, train, val))
+
+
+def _named(spec: str, s: Any) -> bool:
+    """Whether classes have names of the user's own, not numbers or a layout's."""
+    return spec.partition(":")[0] in ("pairs", "tfds") and not s.classes
 
 
 def _opened(spec: str, s: Any) -> dense.Pairs:
     """The pairs of a spec."""
     return dense.open_labels(
-        spec, classes=s.classes or None, first=s.first_id, ignore=s.ignore_id
+        spec,
+        classes=s.classes or None,
+        first=s.first_id,
+        ignore=s.ignore_id,
+        ids=ids_of(s.ids),
     )
+
+
+def ids_of(text: str) -> dict[int, int] | None:
+    """Id -> class of a setting like 0:0,255:1,7:ignore, or None for none."""
+    found = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        one, _, label = part.partition(":")
+        known = one.isdecimal() and (label.isdecimal() or label == "ignore")
+        if not known or int(one) in found:
+            raise errors.InputError(
+                f"ids={text} is not ID:CLASS,... with each id once, such as 0:0,255:1 "
+                "or 7:ignore."
+            )
+        found[int(one)] = dense.IGNORED if label == "ignore" else int(label)
+    if found and max(found.values()) < 0:
+        raise errors.InputError(f"ids={text} is not ID:CLASS,...: it names no class.")
+    return found or None
 
 
 def _blocks(model: vit.ViT, count: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import decode, dense_tfds, kitti, layouts, mapfiles
 from dinov2_jax.data.pair import Pair, header_size, require_one_size
+from dinov2_jax.escaping import escaped
 
 IGNORED = -1  # a label that counts nowhere
 LABELLED = {
@@ -50,9 +51,10 @@ class Pairs:
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
             raise errors.InputError(
-                f"{path} or {target} cannot be read: {error}; mend or remove both."
+                f"{escaped(path)} or {escaped(target)} cannot be read: {error}; mend or "
+                "remove both."
             ) from error
-        require_one_size(image.shape, found.shape, path, target)
+        require_one_size(image.shape, found.shape, escaped(path), escaped(target))
         return Pair(image, found)
 
     def target(self, index: int) -> np.ndarray:
@@ -66,13 +68,14 @@ class Pairs:
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
             raise errors.InputError(
-                f"{path} or {target} cannot be read: {error}; mend or remove both."
+                f"{escaped(path)} or {escaped(target)} cannot be read: {error}; mend or "
+                "remove both."
             ) from error
-        require_one_size(size, found.shape, path, target)
+        require_one_size(size, found.shape, escaped(path), escaped(target))
         return found
 
     def name(self, index: int) -> str:
-        return self.images[index]
+        return escaped(self.images[index])
 
 
 def read_labels(
@@ -107,6 +110,7 @@ def labels_of(
     ids: Mapping[int, int] | None = None,
 ) -> np.ndarray:
     """The label map of [H W] ids; `path` names it, the rest is as `read_labels`."""
+    path = escaped(path)
     if not np.issubdtype(found.dtype, np.integer):
         raise errors.InputError(
             f"{path} holds {found.dtype}; a label map holds integers."
@@ -164,7 +168,7 @@ def read_depth(path: str, scale: float = 1000.0) -> np.ndarray:
     metres = path.lower().endswith(".npy") or found.dtype.kind == "f"
     if not metres and found.dtype.itemsize == 1:
         raise errors.InputError(
-            f"{path} is a picture of 8 bits; a depth map has 16 bits or more, or is a "
+            f"{escaped(path)} is a picture of 8 bits; a depth map has 16 bits or more, or is a "
             ".npy of metres."
         )
     return depth_of(found, path, 1.0 if metres else scale)
@@ -172,6 +176,7 @@ def read_depth(path: str, scale: float = 1000.0) -> np.ndarray:
 
 def depth_of(found: np.ndarray, path: str, scale: float) -> np.ndarray:
     """[H W] float32 metres of values of which `scale` make a metre, 0 where unknown."""
+    path = escaped(path)
     if found.dtype.kind not in "uif":
         raise errors.InputError(
             f"{path} holds {found.dtype}; a depth map holds numbers."

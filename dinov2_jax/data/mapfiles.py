@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors
+from dinov2_jax.escaping import escaped
 
 LOSSLESS = (".png", ".npy", ".tif", ".tiff", ".bmp", ".webp")
 """Endings of files that keep every number."""
@@ -41,35 +42,36 @@ def load(path: str, what: str) -> np.ndarray:
     Returns: [H W] integers or floating point.
     Raises: ValueError that names the file and what is wrong with it.
     """
+    name = escaped(path)
     try:
         if path.lower().endswith(".npy"):
             found = np.load(path, allow_pickle=False)
         else:
-            found = _picture(pathlib.Path(path).read_bytes(), path, what)
+            found = _picture(pathlib.Path(path).read_bytes(), name, what)
         if found.ndim != 2 or found.dtype.kind not in "biuf":
             raise errors.InputError(
-                f"{path} holds {found.shape} {found.dtype}; {what} is [H W] numbers."
+                f"{name} holds {found.shape} {found.dtype}; {what} is [H W] numbers."
             )
     except errors.InputError:
         raise
     # Readers raise nearly every kind of error on damaged files.
     except Exception as error:
-        raise errors.InputError(f"{path} cannot be read as {what}: {error}") from error
+        raise errors.InputError(f"{name} cannot be read as {what}: {error}") from error
     return found.astype(np.uint8) if found.dtype == bool else found
 
 
-def _picture(data: bytes, path: str, what: str) -> np.ndarray:
+def _picture(data: bytes, name: str, what: str) -> np.ndarray:
     """[H W] of an encoded picture."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
         lossy = _lossy(picture, data)
         if lossy:
             raise errors.InputError(
-                f"{path} is {lossy}, which does not keep the numbers of {what}; write "
+                f"{name} is {lossy}, which does not keep the numbers of {what}; write "
                 "it as PNG, TIFF or .npy, from its source."
             )
         if picture.format in ("GIF", "PPM") or getattr(picture, "n_frames", 1) > 1:
             raise errors.InputError(
-                f"{path} is {picture.format} of {getattr(picture, 'n_frames', 1)} "
+                f"{name} is {picture.format} of {getattr(picture, 'n_frames', 1)} "
                 f"pictures; {what} is one PNG, TIFF, BMP, lossless WebP or .npy."
             )
         bits, mode, found = _bits(picture, data), picture.mode, np.asarray(picture)
@@ -77,18 +79,18 @@ def _picture(data: bytes, path: str, what: str) -> np.ndarray:
         return found // _STEP[bits] if mode == "L" and bits in _STEP else found
     if mode not in ("LA", "RGB", "RGBA") or bits == 16:
         raise errors.InputError(
-            f"{path} is a picture of mode {mode} and {bits} bits; {what} has one "
+            f"{name} is a picture of mode {mode} and {bits} bits; {what} has one "
             "channel: write the numbers as grey or as .npy."
         )
-    return _one_channel(found, mode, path, what)
+    return _one_channel(found, mode, name, what)
 
 
-def _one_channel(found: np.ndarray, mode: str, path: str, what: str) -> np.ndarray:
+def _one_channel(found: np.ndarray, mode: str, name: str, what: str) -> np.ndarray:
     """[H W] of [H W C] whose colours are all grey and opaque."""
     if mode.endswith("A"):
         if (found[..., -1] != 255).any():
             raise errors.InputError(
-                f"{path} is a picture of mode {mode} with transparent pixels; {what} "
+                f"{name} is a picture of mode {mode} with transparent pixels; {what} "
                 "has one channel: write the numbers as grey."
             )
         found = found[..., :-1]
@@ -98,7 +100,7 @@ def _one_channel(found: np.ndarray, mode: str, path: str, what: str) -> np.ndarr
             str(tuple(map(int, c))) for c in np.unique(colored, axis=0)[:3]
         )
         raise errors.InputError(
-            f"{path} is a picture of mode RGB; {what} has one number a pixel, not "
+            f"{name} is a picture of mode RGB; {what} has one number a pixel, not "
             f"colours such as {colors}: write a number for each colour, as grey, as a "
             "palette or as .npy."
         )

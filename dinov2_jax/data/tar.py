@@ -1,12 +1,11 @@
 """Images in tar files, read at their positions: WebDataset shards and plain folders."""
 
-import collections
 import os
 import tarfile
 from collections.abc import Iterator
 
-from dinov2_jax import errors
-from dinov2_jax.data import folder, listing, remote
+from dinov2_jax import errors, escaping
+from dinov2_jax.data import folder, listing, remote, walk
 from dinov2_jax.data.record import Record
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
@@ -37,9 +36,10 @@ class Tar:
         kept = listing.cache_path(cache_dir, "tar", *places)
         found = listing.load(kept)
         if found is None:
-            other, watched = collections.Counter(), [os.fsencode(x) for x in places]
-            found = listing.build(_members(self._shards, other), 3, watched, kept)
-            folder.report(f"tar:{pattern}", found, other)
+            other, watched = walk.Ignored(), [os.fsencode(x) for x in places]
+            members = _members(self._shards, other)
+            found = listing.build(members, 3, watched, kept, other)
+        folder.report(f"tar:{pattern}", found)
         self._files, self.classes = found, found.classes
 
     def __len__(self) -> int:
@@ -68,13 +68,13 @@ class Tar:
 
     def name(self, index: int) -> str:
         shard = self._shards[self._files.extra[index, 0]]
-        return f"{shard}/{os.fsdecode(self._files.path(index))}"
+        return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}
 
 
-def _members(shards: list[str], other: collections.Counter) -> Iterator[listing.Entry]:
+def _members(shards: list[str], other: walk.Ignored) -> Iterator[listing.Entry]:
     """Names, (shard, first byte, bytes) and labels of the images in tar files."""
     for number, shard in enumerate(shards):
         try:
@@ -90,7 +90,7 @@ def _members(shards: list[str], other: collections.Counter) -> Iterator[listing.
             ) from error
 
 
-def _images(members: tarfile.TarFile, shard: int, other: collections.Counter):
+def _images(members: tarfile.TarFile, shard: int, other: walk.Ignored):
     """Entries of one file; those of one key stand side by side."""
     key, images, label = None, [], None
     for member in members:

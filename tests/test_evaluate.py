@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import __main__ as command
+from dinov2_jax import errors
 from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results, suites
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
@@ -179,7 +180,7 @@ def test_a_stopped_training_goes_on_to_the_same_heads(ask, tmp_path, monkeypatch
     def stops(*arguments):
         left[0] -= 1
         if left[0] < 0:
-            raise ValueError("stopped by the test")
+            raise errors.InputError("stopped by the test")
         return update(*arguments)
 
     monkeypatch.setattr(linear, "update", stops)

@@ -4,6 +4,7 @@ Specs are those of `data.dense.open_depth`. Besides the results, the folder gets
 head.safetensors, which `load_head` reads, and the last checkpoint of the training.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,13 @@ rate is in neither the paper nor the model card; 1e-4 is usual with this schedul
 METHODS = {"lin1": "linear depth", "lin4": "linear depth", "dpt": "DPT depth"}
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads."""
+    s = job.settings
+    opened = functools.partial(dense.open_depth, scale=s.scale, kb_crop=s.kb_crop)
+    return shared.inputs(job, opened)
+
+
 def run(job: Job) -> Outcome:
     """Train a head on one set of images and depth maps and judge it on another.
 
@@ -66,12 +74,10 @@ def run(job: Job) -> Outcome:
     Returns: the means of `depth.metrics` over images.
     Raises: ValueError, one line, for what does not fit together.
     """
+    job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
     _check(s)
-    val = dense.open_depth(job.val, scale=s.scale, kb_crop=s.kb_crop)
-    train = None
-    if not s.head:
-        train = dense.open_depth(job.train, scale=s.scale, kb_crop=s.kb_crop)
+    train, val = job.inputs.get("train"), job.inputs["val"]
     seen, rate = blocks(model.depth, s.method), _rate(s)
     apply = shared.features(model, seen, False, s.compute)
     head = module(s, model.width)

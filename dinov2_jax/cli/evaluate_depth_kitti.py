@@ -15,4 +15,5 @@ SETTINGS = evaluate_depth.SETTINGS | {
 Monocular-Depth-Estimation-Toolbox, which the reference trained its depth heads with. Its
 own configs of KITTI heads, published beside the heads, could not be read here."""
 
+inputs = evaluate_depth.inputs
 run = evaluate_depth.run

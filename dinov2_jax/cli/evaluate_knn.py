@@ -17,14 +17,15 @@ SETTINGS = frozen.IMAGES | {
 }
 
 
+inputs = frozen.inputs
+
+
 def run(job: Job) -> Outcome:
     """Accuracy for each k, and with few images of each class, mean and deviation."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     apply = frozen.cls_of(backbone, s.compute)
-    train, val = (
-        frozen.features(backbone, apply, "cls", spec, job.cache, s)
-        for spec in (job.train, job.val)
-    )
+    train, val = (frozen.split(job, name, apply) for name in ("train", "val"))
     for found in (train, val):
         frozen.require_classes(found)
     frozen.require_same_classes(train.source, val.source)

@@ -12,6 +12,7 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,27 +33,40 @@ SETTINGS = (
 )
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """The sources of all splits, and the files of labels."""
+    tests = test_sets(job)
+    opened = {f"test/{k}": sources.open_source(spec) for k, spec in tests.items()}
+    return frozen.inputs(job) | opened
+
+
 def run(job: Job) -> Outcome:
     """Train all heads, choose one on the validation set, run it on the test sets."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     heads.check(s, backbone.model.depth)
     kinds = linear.kinds(s.blocks)
     apply = inputs_of(backbone, max(s.blocks), s.compute)
     kind = f"linear{max(s.blocks)}"
 
-    def features(spec: str, source=None) -> frozen.Set:
-        return frozen.features(backbone, apply, kind, spec, job.cache, s, source)
+    sets = test_sets(job)
+    splits = {spec: f"test/{name}" for name, spec in sets.items()}
+    splits |= {job.train: "train", job.val: "val"}
 
-    train = sources.open_source(job.train)
+    def features(spec: str) -> frozen.Set:
+        source, sha256 = job.inputs[splits[spec]], job.fingerprints[splits[spec]]
+        return frozen.features(
+            backbone, apply, kind, spec, job.cache, s, source, sha256
+        )
+
+    train = job.inputs["train"]
     if not train.classes:
         raise errors.InputError(
             f"{job.train} has no classes; use class folders, for one."
         )
-    sets = test_sets(job)
-    for name, spec in sets.items():  # before the work, not after it
-        opened = sources.open_source(spec)
+    for name in sets:  # before the work, not after it
         if name not in job.labels:
-            linear.class_numbers(train.classes, opened.classes)
+            linear.class_numbers(train.classes, job.inputs[f"test/{name}"].classes)
     val = features(job.val)
     frozen.require_classes(val)
     frozen.require_same_classes(train, val.source)
@@ -64,7 +78,8 @@ def run(job: Job) -> Outcome:
     right = linear.accuracies(found, val.rows, val.labels, kinds)
     chosen, told = heads.chosen_of(right, s)
     guess = linear.guesses(found, chosen, val.rows, kinds)
-    data = {"train": {"spec": job.train, "images": len(train)}, "val": val.about}
+    about = {"spec": job.train, "images": len(train)}
+    data = {"train": about, "val": val.about}
     head = functools.partial(linear.guesses, found, chosen, kinds=kinds)
     more, about = on_tests(job, sets, train.classes, features, head)
     heads.save(job.out / "head.npz", found, chosen, train.classes)

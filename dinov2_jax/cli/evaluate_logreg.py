@@ -23,8 +23,12 @@ SETTINGS = frozen.IMAGES | {
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
 
 
+inputs = frozen.inputs
+
+
 def run(job: Job) -> Outcome:
     """Accuracy on the validation set of the classifier of all of train."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     if s.metric not in METRICS:
         raise errors.InputError(
@@ -34,10 +38,7 @@ def run(job: Job) -> Outcome:
     if job.labels and not many:
         raise errors.InputError("--labels is for metric=map and metric=map11.")
     apply = frozen.cls_of(backbone, s.compute)
-    train, val = (
-        frozen.features(backbone, apply, "cls", spec, job.cache, s)
-        for spec in (job.train, job.val)
-    )
+    train, val = (frozen.split(job, name, apply) for name in ("train", "val"))
     if not many:
         for found in (train, val):
             frozen.require_classes(found)

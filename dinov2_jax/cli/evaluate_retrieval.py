@@ -9,14 +9,15 @@ truth=FILE their gnd file, as published or as JSON).
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.cli import frozen, ground_truth
 from dinov2_jax.cli.results import Job, Outcome, Picture
-from dinov2_jax.data import decode, sources
+from dinov2_jax.data import decode, fingerprint
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
@@ -61,9 +62,24 @@ class Listed:
     def name(self, index: int) -> str:
         return self.source.name(self.numbers[index])
 
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "listed", self.numbers, self.boxes
+        yield fingerprint.of(self.source)
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The sources, and the file of ground truth."""
+    found = frozen.inputs(job)
+    if job.settings.truth:
+        found["truth"] = pathlib.Path(job.settings.truth)
+        frozen.require_file("truth", found["truth"])
+    return found
+
 
 def run(job: Job) -> Outcome:
     """The metrics of a protocol, and a sheet of queries with what they found."""
+    job = job.opened(inputs)
     s = job.settings
     if s.protocol not in PROTOCOLS:
         raise errors.InputError(
@@ -72,11 +88,11 @@ def run(job: Job) -> Outcome:
     apply = frozen.cls_of(job.backbone, s.compute)
     if s.protocol == "revisited":
         return _revisited(job, apply)
-    val = frozen.features(job.backbone, apply, "cls", job.val, job.cache, s)
+    val = frozen.split(job, "val", apply)
     frozen.require_classes(val)
     train = val
     if job.train is not None:
-        train = frozen.features(job.backbone, apply, "cls", job.train, job.cache, s)
+        train = frozen.split(job, "train", apply)
         frozen.require_classes(train)
     # Numbers of the training classes; a class that is none of them fits no image.
     places = {name: number for number, name in enumerate(train.source.classes)}
@@ -162,7 +178,7 @@ def _revisited(job: Job, apply) -> Outcome:
         )
     known = ground_truth.read(pathlib.Path(s.truth).expanduser())
     spec = job.val
-    all_images = sources.open_source(spec)
+    all_images = job.inputs["val"]
     names = [pathlib.Path(all_images.name(i)).stem for i in range(len(all_images))]
     places = {name: number for number, name in enumerate(names)}
     lost = [n for n in (*known.images, *known.queries) if n not in places]

@@ -5,6 +5,7 @@ head.safetensors, which `load_head` reads, and the last checkpoint of the traini
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,11 @@ SETTINGS = (
 """Source: arXiv:2304.07193 section 7.4, the linear protocol."""
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads."""
+    return shared.inputs(job, functools.partial(_opened, s=job.settings))
+
+
 def run(job: Job) -> Outcome:
     """Train a head on one set of images and label maps and judge it on another.
 
@@ -57,9 +63,9 @@ def run(job: Job) -> Outcome:
         everywhere would score, and iou/NAME of every class that occurs; in 0..1.
     Raises: ValueError, one line, for what does not fit together.
     """
+    job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
-    val = _opened(job.val, s)
-    train = None if s.head else _opened(job.train, s)
+    train, val = job.inputs.get("train"), job.inputs["val"]
     if train is not None:
         frozen.require_same_classes(train, val)
     if len(s.ratio) != 2 or not 0 < s.ratio[0] <= s.ratio[1] or min(s.scales) <= 0:

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, dense_tfds, kitti, layouts, mapfiles
+from dinov2_jax.data import decode, dense_tfds, fingerprint, kitti, layouts, mapfiles
 from dinov2_jax.data.pair import Pair, header_size, require_one_size
 from dinov2_jax.escaping import escaped
 
@@ -76,6 +76,12 @@ class Pairs:
 
     def name(self, index: int) -> str:
         return escaped(self.images[index])
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "pairs", self.classes
+        for files in zip(self.images, self.targets):
+            yield from map(fingerprint.File, files)
 
 
 def read_labels(

@@ -1,6 +1,7 @@
 """KITTI's crop: the part of its photographs that depth is learnt from and judged on."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class Cropped:
 
     def name(self, index: int) -> str:
         return self.pairs.name(index)
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "kitti's crop", SIZE
+        yield from self.pairs.identity()
 
     def _part(self, shape: tuple[int, int], index: int) -> tuple[slice, slice]:
         """Rows and columns that are kept."""

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -100,9 +101,11 @@ def _head_file(source: str | os.PathLike) -> tuple[pathlib.Path, object, dict]:
         if f"_{data}_" in release and not note:
             note = {"min_depth": 1e-3, "max_depth": metres}
     for key in ("min_depth", "max_depth", "upsample"):
-        if not isinstance(note.get(key, 1), int | float) or not note.get(key, 1) > 0:
+        value = note.get(key, 1)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
             raise errors.InputError(
-                f"{path} tells {key}={note[key]!r}, which is no number above 0."
+                f"{path} tells {key}={value!r}, which is no number above 0."
             )
     return path, tensors, note
 

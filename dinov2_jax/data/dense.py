@@ -215,17 +215,21 @@ def open_labels(
     Raises: ValueError if files are missing, with how many and which.
     """
     kind, rest = _kind(spec, LABELLED)
-    if ids:
-        classes, first = classes or max(ids.values()) + 1, 0
     if kind == "tfds":
         *found, names = dense_tfds.opened(spec, dense_tfds.LABELS)
-        names = _named(spec, names, classes, first)
-    elif kind == "pairs":
-        found, names = layouts.folders(spec, rest)
-        names = _named(spec, names, classes, first)
     else:
         found, names = LABELLED[kind](spec, rest)
-        first, ignore, ids = int(kind == "ade20k"), 255, None
+    if kind not in ("pairs", "tfds"):
+        if ids:
+            raise errors.InputError(
+                f"{spec} knows its ids; ids={_text(ids)} is not for it."
+            )
+        first, ignore = int(kind == "ade20k"), 255
+    else:
+        if ids:
+            first = 0
+            classes = classes or (None if names else max(ids.values()) + 1)
+        names = _named(spec, names, classes, first)
     if ids and not IGNORED <= min(ids.values()) <= max(ids.values()) < len(names):
         raise errors.InputError(
             f"ids={_text(ids)} must name classes from 0 to {len(names) - 1}, or ignore."

@@ -8,6 +8,7 @@ a terminal's cursor. Wherever a name is written or printed it is `escaped`:
     a\\b.jpg        a backslash itself
 """
 
+import os
 import re
 import unicodedata
 
@@ -16,14 +17,14 @@ JOINERS = "\u200c\u200d"  # invisible, but part of how words and emoji are spelt
 ESCAPE = re.compile(r"\\(?:(\\)|([ntr])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 
 
-def escaped(name: str | bytes) -> str:
+def escaped(name: str | bytes | os.PathLike) -> str:
     """A name as one line of plain text, from which `unescaped` gives the name again.
 
     Args:
-        name: as the file system spells it: bytes, or text as os.fsdecode gives it.
+        name: as the file system spells it: bytes, or as os.fsdecode gives it.
     Returns: the name itself where it is printable and holds no backslash.
     """
-    return shown(_decoded(name).replace("\\", "\\\\"))
+    return shown(_decoded(os.fspath(name)).replace("\\", "\\\\"))
 
 
 def unescaped(text: str) -> str:

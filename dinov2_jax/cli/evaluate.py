@@ -297,7 +297,7 @@ def _there(job: results.Job) -> dict | None:
     """The results of this very job, if they are there."""
     path = job.out / "results.json"
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     asked = results.asked(job)

@@ -21,8 +21,9 @@ import numpy as np
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import frozen, heads, results
 from dinov2_jax.cli.results import Job, Outcome
-from dinov2_jax.data import labelled, sources
+from dinov2_jax.data import classes, labelled, sources
 from dinov2_jax.data.batch import normalize
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
 from dinov2_jax.models import probes
 
@@ -34,10 +35,15 @@ SETTINGS = (
 
 
 def inputs(job: Job) -> dict[str, Any]:
-    """The sources of all splits, and the files of labels."""
-    tests = test_sets(job)
-    opened = {f"test/{k}": sources.open_source(spec) for k, spec in tests.items()}
-    return frozen.inputs(job) | opened
+    """The sources of all splits, whose classes are known, and the files of labels."""
+    sets = test_sets(job)
+    found = frozen.classified(job)
+    for name, spec in sets.items():
+        source = found[f"test/{name}"] = sources.open_source(spec)
+        if name not in job.labels:
+            frozen.require_names(spec, source)
+            classes.named_or_numbered(found["train"].classes, source.classes, name)
+    return found
 
 
 def run(job: Job) -> Outcome:
@@ -60,16 +66,9 @@ def run(job: Job) -> Outcome:
         )
 
     train = job.inputs["train"]
-    if not train.classes:
-        raise errors.InputError(
-            f"{job.train} has no classes; use class folders, for one."
-        )
-    for name in sets:  # before the work, not after it
-        if name not in job.labels:
-            linear.class_numbers(train.classes, job.inputs[f"test/{name}"].classes)
     val = features(job.val)
     frozen.require_classes(val)
-    frozen.require_same_classes(train, val.source)
+    val = frozen.numbered_as(train, val)
     batches = _batches(job, train, apply, features)
     width = backbone.model.width
     found, history = heads.trained(
@@ -83,7 +82,9 @@ def run(job: Job) -> Outcome:
     head = functools.partial(linear.guesses, found, chosen, kinds=kinds)
     more, about = on_tests(job, sets, train.classes, features, head)
     heads.save(job.out / "head.npz", found, chosen, train.classes)
-    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    pictures, tables = results.classified(
+        val.labels, guess, train.classes, f"the best head, {chosen[0]}"
+    )
     tables += heads.tables(right, s.rates, history)
     return Outcome(told | more, data | about, pictures, tables)
 
@@ -164,7 +165,7 @@ def test_sets(job: Job) -> dict[str, str]:
     return found
 
 
-def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
+def on_tests(job: Job, sets, names, features, head) -> tuple[dict, dict]:
     """Accuracy of the chosen head on each test set, and about these sets."""
     found, about, misses = {}, {}, {}
     for name, spec in sets.items():
@@ -175,7 +176,7 @@ def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
             share = metrics.multi_label_accuracy(head(test.rows), lists)
         else:
             frozen.require_classes(test)
-            among = linear.class_numbers(classes, test.source.classes)
+            among = classes.named_or_numbered(names, test.source.classes, name)
             share = float((head(test.rows, among=among) == test.labels).mean())
         parts = name.rsplit("/", 2)
         if len(parts) == 3 and job.tests.get(parts[0], "").startswith("corruptions:"):
@@ -191,9 +192,10 @@ def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
 def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
     """Labels of each image: a JSON list by the number, from 1, that ends its name."""
     try:
-        lists = json.loads(path.expanduser().read_text())
+        lists = json.loads(path.expanduser().read_text(encoding="utf-8"))
         numbers = [
-            int(re.findall(r"\d+", pathlib.Path(n).stem)[-1]) for n in test.names
+            int(re.findall(r"\d+", pathlib.Path(unescaped(n)).stem)[-1])
+            for n in test.names
         ]
         if min(numbers) < 1:
             raise errors.InputError("numbers start at 1")

@@ -1,5 +1,7 @@
 """Logistic regression on frozen features, its strength chosen on a part of train."""
 
+from typing import Any
+
 import numpy as np
 
 from dinov2_jax import errors
@@ -23,7 +25,10 @@ SETTINGS = frozen.IMAGES | {
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
 
 
-inputs = frozen.inputs
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads: images of the same classes, or files of their labels."""
+    many = job.settings.metric in manylabel.METRICS
+    return frozen.inputs(job) if many else frozen.classified(job)
 
 
 def run(job: Job) -> Outcome:
@@ -42,7 +47,7 @@ def run(job: Job) -> Outcome:
     if not many:
         for found in (train, val):
             frozen.require_classes(found)
-        frozen.require_same_classes(train.source, val.source)
+        val = frozen.numbered_as(train.source, val)
     rows = [found.rows for found in (train, val)]
     if s.normalize:
         rows = [np.asarray(knn.unit_rows(x)) for x in rows]
@@ -60,7 +65,7 @@ def run(job: Job) -> Outcome:
     count = len(train.source.classes)
     found = logreg.sweep(rows[0], train.labels, count, **settings)
     guess = logreg.guesses(found.fit, rows[1])[0]
-    matrix = metrics.confusion(val.labels, guess, len(val.source.classes))
+    matrix = metrics.confusion(val.labels, guess, count)
     shares = {
         "top1": float((guess == val.labels).mean()),
         "mean_per_class": float(np.nanmean(metrics.per_class(matrix))),
@@ -71,7 +76,7 @@ def run(job: Job) -> Outcome:
         "loss": float(found.fit.loss[0]),
         "iterations": int(found.fit.iterations[0]),
     }
-    parts = classified(val, guess, "logistic regression")
+    parts = classified(val.labels, guess, train.source.classes, "logistic regression")
     counts = {s.metric: shares[s.metric]}
     return Outcome(
         counts | shares | more, {"train": train.about, "val": val.about}, *parts

@@ -17,8 +17,9 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.cli import frozen, ground_truth
 from dinov2_jax.cli.results import Job, Outcome, Picture
-from dinov2_jax.data import decode, fingerprint
+from dinov2_jax.data import classes, decode, fingerprint
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
 
@@ -71,6 +72,9 @@ class Listed:
 def inputs(job: Job) -> dict[str, Any]:
     """The sources, and the file of ground truth."""
     found = frozen.inputs(job)
+    if job.settings.protocol != "revisited":
+        for split in ("val", "train")[: 1 + (job.train is not None)]:
+            frozen.require_names(getattr(job, split), found[split])
     if job.settings.truth:
         found["truth"] = pathlib.Path(job.settings.truth)
         frozen.require_file("truth", found["truth"])
@@ -95,8 +99,10 @@ def run(job: Job) -> Outcome:
         train = frozen.split(job, "train", apply)
         frozen.require_classes(train)
     # Numbers of the training classes; a class that is none of them fits no image.
-    places = {name: number for number, name in enumerate(train.source.classes)}
-    mapped = np.array([places.get(name, -1) for name in val.source.classes])
+    names = enumerate(classes.normal(train.source.classes, "train"))
+    places = {name: number for number, name in names}
+    queries = classes.normal(val.source.classes, "val")
+    mapped = np.array([places.get(name, -1) for name in queries])
     wanted = mapped[val.labels]
     ranked = _ranked(val, train)
     data = {"val": val.about} | ({} if train is val else {"train": train.about})
@@ -179,7 +185,8 @@ def _revisited(job: Job, apply) -> Outcome:
     known = ground_truth.read(pathlib.Path(s.truth).expanduser())
     spec = job.val
     all_images = job.inputs["val"]
-    names = [pathlib.Path(all_images.name(i)).stem for i in range(len(all_images))]
+    names = map(unescaped, map(all_images.name, range(len(all_images))))
+    names = [pathlib.Path(name).stem for name in names]
     places = {name: number for number, name in enumerate(names)}
     lost = [n for n in (*known.images, *known.queries) if n not in places]
     if lost:

@@ -69,7 +69,9 @@ def run(job: Job) -> Outcome:
     chosen, told = heads.chosen_of(right, s)
     guess = linear.guesses(found, chosen, val.rows, kinds)
     heads.save(job.out / "head.npz", found, chosen, classes)
-    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    pictures, tables = results.classified(
+        val.labels, guess, classes, f"the best head, {chosen[0]}"
+    )
     tables += heads.tables(right, s.rates, history)
     data = {split: one.about for split, one in sets.items()}
     return Outcome(told, data, pictures, tables)

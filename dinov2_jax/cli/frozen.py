@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
 from dinov2_jax.cli import embed, workdir
-from dinov2_jax.data import decode, fingerprint, pipeline, sources
+from dinov2_jax.data import classes, decode, fingerprint, pipeline, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
@@ -91,6 +91,15 @@ def inputs(job: Any) -> dict[str, Any]:
     for name, path in files.items():
         require_file(f"--labels {name.removeprefix('labels/')}", path)
     return opened | files
+
+
+def classified(job: Any) -> dict[str, Any]:
+    """`inputs` of a job whose train and val name the same classes, or some of them."""
+    found = inputs(job)
+    for split in ("train", "val"):
+        require_names(getattr(job, split), found[split])
+    classes.numbers(found["train"].classes, found["val"].classes, "val")
+    return found
 
 
 def require_file(option: str, path: pathlib.Path) -> None:
@@ -197,14 +206,25 @@ def split(job: Any, name: str, apply: Callable, kind: str = "cls") -> Set:
     )
 
 
+def require_names(split: str, source: Source) -> None:
+    """Raises ValueError if a source's images have no classes."""
+    if not source.classes:
+        raise errors.InputError(
+            f"{split} has no classes; use class folders, a labelled data set, or a task "
+            "that needs none."
+        )
+
+
+def numbered_as(train: Source, val: Set) -> Set:
+    """A set whose labels are numbers of the training classes, by name."""
+    numbers = classes.numbers(train.classes, val.source.classes, "val")
+    return val._replace(labels=numbers[val.labels])
+
+
 def require_classes(found: Set) -> None:
     """Raises ValueError unless each image has one of the source's classes."""
     spec, count = found.about["spec"], len(found.source.classes)
-    if not count:
-        raise errors.InputError(
-            f"{spec} has no classes; use class folders, a labelled data set, or a task "
-            "that needs none."
-        )
+    require_names(spec, found.source)
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or high >= count:
         raise errors.InputError(

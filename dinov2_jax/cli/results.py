@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,11 +95,10 @@ class Outcome:
 
 
 def classified(
-    val: frozen.Set, guess: np.ndarray, what: str
+    labels: np.ndarray, guess: np.ndarray, names: Sequence[str], what: str
 ) -> tuple[list[Picture], list[Table]]:
     """Confusion matrix and worst classes of guesses, for the page."""
-    names = val.source.classes
-    matrix = metrics.confusion(val.labels, guess, len(names))
+    matrix = metrics.confusion(labels, guess, len(names))
     caption = f"{what}: true class down, guess across, in the order of the classes."
     picture = Picture(
         "confusion",
@@ -180,7 +179,7 @@ def _append(path: pathlib.Path, about: dict) -> None:
     if not path.exists():
         writer.writeheader()
     writer.writerow(line)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())

@@ -76,7 +76,7 @@ def claim(out: pathlib.Path, making: Mapping) -> pathlib.Path:
 def _read(path: pathlib.Path) -> dict:
     """What a training was begun with; nothing where that is not written."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -43,14 +43,14 @@ def written(root: pathlib.Path, count: int = 2) -> pathlib.Path:
     return root
 
 
-def test_the_layout_and_lists_are_read_as_they_are(tmp_path, caplog):
+def test_the_layout_and_lists_are_read_as_they_are(tmp_path, capsys):
     spec = f"kitti:{written(tmp_path)}:test"
     found = dense.open_depth(spec, scale=256.0)
     assert [pathlib.Path(x).name for x in found.images] == [
         "0000000060.png",
         "0000000061.png",
     ]
-    assert "lines without a map: 1" in caplog.text
+    assert "lines without a map: 1" in capsys.readouterr().err
     image, target = found[1]
     np.testing.assert_array_equal(image, photograph(1))
     assert target[100, 200] == 13

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding
-from dinov2_jax.cli import frozen, heads, results
+from dinov2_jax.cli import frozen, heads, results, setting
 from dinov2_jax.cli.results import Job, Outcome
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, labelled, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.escaping import unescaped
@@ -30,7 +31,13 @@ from dinov2_jax.models import probes
 SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
-    | {"augment": True}  # random resized crops and mirror images; else centre crops
+    | setting.Table(
+        augment=Setting(
+            True,
+            "whether it learns from random crops and mirror images, not centre crops",
+            setting.SWITCH,
+        )
+    )
 )
 
 

@@ -15,23 +15,28 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import frozen, ground_truth
+from dinov2_jax.cli import frozen, ground_truth, setting
 from dinov2_jax.cli.results import Job, Outcome, Picture
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
 
-SETTINGS = frozen.IMAGES | {
-    "protocol": "labels",  # or gap, or revisited
-    "recall": (1, 5, 10),  # ranks
-    "truth": "",  # file of the revisited protocol
-    "crop_queries": True,  # to their boxes, as that protocol asks
-    "pictures": 8,  # queries on the page, spread from the best to the worst
-    "shown": 6,  # found images beside each
-}
 PROTOCOLS = ("labels", "gap", "revisited")
+SETTINGS = frozen.IMAGES | setting.Table(
+    protocol=Setting("labels", "what belongs together", setting.choice(*PROTOCOLS)),
+    recall=Setting((1, 5, 10), "ranks of recall@k, of labels", setting.COUNT),
+    truth=Setting("", "file of ground truth, of revisited", setting.TEXT),
+    crop_queries=Setting(
+        True, "whether queries are cut to their boxes, of revisited", setting.SWITCH
+    ),
+    pictures=Setting(
+        8, "queries on the page, spread from the best to the worst", setting.WHOLE
+    ),
+    shown=Setting(6, "nearest images beside each", setting.COUNT),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +90,6 @@ def run(job: Job) -> Outcome:
     """The metrics of a protocol, and a sheet of queries with what they found."""
     job = job.opened(inputs)
     s = job.settings
-    if s.protocol not in PROTOCOLS:
-        raise errors.InputError(
-            f"protocol={s.protocol}; choose one of {', '.join(PROTOCOLS)}."
-        )
     apply = frozen.cls_of(job.backbone, s.compute)
     if s.protocol == "revisited":
         return _revisited(job, apply)

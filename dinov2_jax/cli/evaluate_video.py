@@ -10,20 +10,23 @@ import types
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import evaluate_linear, frozen, heads, results
+from dinov2_jax.cli import evaluate_linear, frozen, heads, results, setting
 from dinov2_jax.cli.results import Job, Outcome
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import video
 from dinov2_jax.evals import linear
 
+POOLS = ("average", "concatenate")
 SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
-    | {
-        "frames": 8,  # of a clip, spread evenly
-        "pool": "average",  # or concatenate: what becomes of their features
-    }
+    | setting.Table(
+        frames=Setting(8, "frames of a clip, spread evenly", setting.COUNT),
+        pool=Setting(
+            "average", "what becomes of their features", setting.choice(*POOLS)
+        ),
+    )
 )
-POOLS = ("average", "concatenate")
 
 
 def inputs(job: Job) -> dict[str, video.Frames]:
@@ -38,8 +41,6 @@ def run(job: Job) -> Outcome:
     job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     heads.check(s, backbone.model.depth)
-    if s.pool not in POOLS:
-        raise errors.InputError(f"pool={s.pool}; choose one of {', '.join(POOLS)}.")
     sources = job.inputs
     frozen.require_same_classes(sources["train"], sources["val"])
     blocks, kinds = max(s.blocks), linear.kinds(s.blocks)

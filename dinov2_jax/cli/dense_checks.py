@@ -14,13 +14,19 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax.cli import setting
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import dense, dense_batches
 from dinov2_jax.evals import depth
 from dinov2_jax.train import progress
 
-SETTINGS = {
-    "check_limit": 25_000,  # maps of train that are read before the training; 0 for all
-}
+SETTINGS = setting.Table(
+    check_limit=Setting(
+        25_000,
+        "maps of train that are read before the training; 0 for all",
+        setting.WHOLE,
+    ),
+)
 
 
 def labels(train: dense.Pairs | None, val: dense.Pairs, s: Any, named: bool) -> None:

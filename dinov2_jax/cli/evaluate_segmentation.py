@@ -5,6 +5,7 @@ head.safetensors, which `load_head` reads, and the last checkpoint of the traini
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,10 @@ import numpy as np
 
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import dense as shared
-from dinov2_jax.cli import dense_checks, frozen, windows
+from dinov2_jax.cli import dense_checks, head_files, setting, windows
 from dinov2_jax.cli.results import Job, Outcome, Picture, Table, percent
-from dinov2_jax.data import dense, dense_views
+from dinov2_jax.cli.setting import Range, Setting
+from dinov2_jax.data import classes, dense, dense_views
 from dinov2_jax.evals import probe, segmentation
 from dinov2_jax.models import probes, vit
 from dinov2_jax.viz import dense as viz
@@ -24,34 +26,77 @@ from dinov2_jax.viz import dense as viz
 SETTINGS = (
     shared.TRAINING
     | dense_checks.SETTINGS
-    | {
-        "blocks": 1,  # the last so many
-        "classes": 0,  # of a pairs: spec without classes.txt
-        "first_id": 0,  # id of class 0 in a pairs: spec
-        "ignore_id": 255,  # id without a class in a pairs: spec; -1 for none
-        "ids": "",  # ID:CLASS,... of a pairs: spec, such as 0:0,255:1 or 7:ignore
-        "absent_classes": False,  # whether named classes may occur in no map
-        "steps": 40_000,
-        "lr": 1e-3,
-        "warmup": 1500,
-        "warmup_start": 1e-6,
-        "weight_decay": 1e-4,
-        "crop": 512,  # pixels, side of the crops and of the windows
-        "side": 512,  # pixels, shorter side of an image at ratio and scale 1
-        "ratio": (0.5, 2.0),
-        "most": 0.75,  # share of a crop that one class may have
-        "recolor": True,
-        "stride": 341,  # pixels from window to window
-        "scales": (1.0,),
-        "mirrored": False,  # mirrored views, too
-    }
+    | setting.Table(
+        blocks=Setting(1, "last blocks that the head sees", setting.COUNT),
+        classes=Setting(
+            0, "classes of a pairs: spec without classes.txt", setting.WHOLE
+        ),
+        first_id=Setting(
+            0, "id of class 0 in a pairs: spec; lower ones are ignored", setting.WHOLE
+        ),
+        ignore_id=Setting(
+            255,
+            "id without a class in a pairs: spec; -1 for none",
+            Range("-1 to 2^31 - 1", lambda x: -1 <= x < 2**31),
+        ),
+        ids=Setting(
+            "",
+            "ID:CLASS,... of a pairs: spec, such as 0:0,255:1 or 7:ignore",
+            setting.TEXT,
+        ),
+        absent_classes=Setting(
+            False, "whether named classes may occur in no map", setting.SWITCH
+        ),
+        steps=Setting(40_000, "steps of the training", setting.COUNT),
+        warmup=Setting(1500, "steps in which the rate rises", setting.WHOLE),
+        warmup_start=Setting(
+            1e-6, "share of the learning rate at step 0", setting.SHARE
+        ),
+        weight_decay=Setting(1e-4, "of AdamW", setting.NOT_NEGATIVE),
+        crop=Setting(512, "side of crops and windows, pixels", setting.COUNT),
+        side=Setting(
+            512, "shorter side of an image at ratio and scale 1, pixels", setting.COUNT
+        ),
+        ratio=Setting(
+            (0.5, 2.0), "least and most that training enlarges it", setting.POSITIVE
+        ),
+        most=Setting(0.75, "share of a crop that one class may have", setting.SHARE),
+        recolor=Setting(True, "whether training changes colours", setting.SWITCH),
+        stride=Setting(341, "from window to window, pixels", setting.COUNT),
+        scales=Setting(
+            (1.0,), "of side, whose predictions are joined", setting.POSITIVE
+        ),
+        mirrored=Setting(
+            False, "whether mirrored images are joined, too", setting.SWITCH
+        ),
+    )
 )
 """Source: arXiv:2304.07193 section 7.4, the linear protocol."""
 
 
 def inputs(job: Job) -> dict[str, Any]:
-    """What the task reads."""
-    return shared.inputs(job, functools.partial(_opened, s=job.settings))
+    """What the task reads; val's classes are numbered as those of train, by name.
+
+    Raises: ValueError, before anything is opened, for settings that cannot be.
+    """
+    s = job.settings
+    shared.require_rising(s, "ratio")
+    segmentation.starts(s.crop, s.crop, s.stride)
+    _blocks(job.backbone.model, s.blocks)
+    _rate(s)
+    found = shared.inputs(job, functools.partial(_opened, s=s))
+    if "train" in found:
+        found["val"] = _numbered_as(found["train"], found["val"])
+    return found
+
+
+def _numbered_as(train: dense.Pairs, val: dense.Pairs) -> dense.Pairs:
+    """Pairs whose labels are numbers of the training classes."""
+    numbers = classes.numbers(train.classes, val.classes, "val")
+    if tuple(numbers) == tuple(range(len(train.classes))):
+        return val
+    read = dense.Renumbered(val.read, tuple(numbers.tolist()))
+    return dataclasses.replace(val, read=read, classes=train.classes)
 
 
 def run(job: Job) -> Outcome:
@@ -66,20 +111,15 @@ def run(job: Job) -> Outcome:
     job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
     train, val = job.inputs.get("train"), job.inputs["val"]
-    if train is not None:
-        frozen.require_same_classes(train, val)
-    if len(s.ratio) != 2 or not 0 < s.ratio[0] <= s.ratio[1] or min(s.scales) <= 0:
-        raise errors.InputError(
-            f"ratio={s.ratio} must be (least, most), {s.scales=} above 0."
-        )
-    segmentation.starts(s.crop, s.crop, s.stride)
     blocks, rate = _blocks(model, s.blocks), _rate(s)
     apply = shared.features(model, blocks, True, s.compute)
     head = probes.LinearSegmentation(len(val.classes))
-    told = shared.note(job, blocks, True, (s.crop, s.crop), classes=list(val.classes))
+    told = head_files.note(
+        job, blocks, True, (s.crop, s.crop), classes=list(val.classes)
+    )
     if s.head:
         kind = probes.LinearSegmentation
-        head, variables = shared.given_head(s.head, kind, told)
+        head, variables = head_files.given_head(s.head, kind, told)
         _check_head(variables, head, len(blocks) * model.width, len(val.classes))
     dense_checks.labels(train, val, s, _named(job.val, s))
     if not s.head:
@@ -98,7 +138,7 @@ def run(job: Job) -> Outcome:
         )
         if jax.process_index() == 0:
             path = job.out / "head.safetensors"
-            shared.save_head(path, "segmentation", variables, told)
+            head_files.save_head(path, "segmentation", variables, told)
     total, shown = _judged(job, head, apply, variables, val)
     return _outcome(total, shown, val.classes, shared.splits(job, train, val))
 

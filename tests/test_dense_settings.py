@@ -6,6 +6,7 @@ import pytest
 
 from dinov2_jax import __main__ as command
 from dinov2_jax.cli import evaluate, evaluate_segmentation, setting
+from dinov2_jax.data import fingerprint
 
 BOTH = (
     *("lr=0", "betas=1,1", "warmup_start=2", "batch_size=0", "compute=float16"),
@@ -79,3 +80,4 @@ def test_classes_of_val_are_numbered_as_those_of_train_by_name(tmp_path):
     old, new = before[0].target, found[0].target
     np.testing.assert_array_equal(new, np.where(old < 0, -1, 1 - old))
     np.testing.assert_array_equal(new, found.target(0))
+    assert fingerprint.of(found) != fingerprint.of(before)

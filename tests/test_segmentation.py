@@ -153,8 +153,9 @@ def test_windows_scales_and_mirrors_give_what_adding_up_pictures_gives():
     images[1] = images[1][:, :33]
     pairs = [dense.Pair(x, np.zeros(x.shape[:2], np.int32)) for x in images]
     found = list(windows.predictions(enumerate(pairs), logits, 7, s))
-    assert [pair.image.shape for pair, _ in found] == [x.shape for x in images]
-    for pair, got in found:
+    assert [number for number, *_ in found] == [0, 1, 2]
+    assert [pair.image.shape for _, pair, _ in found] == [x.shape for x in images]
+    for _, pair, got in found:
         want = plainly(pair.image, logits, s)
         np.testing.assert_array_equal(got.shape, pair.target.shape)
         top = np.sort(want, -1)

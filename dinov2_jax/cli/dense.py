@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov2_jax import checkpoint, errors, sharding
-from dinov2_jax.cli import frozen, setting, training
+from dinov2_jax.cli import frozen, predictions, setting, training
 from dinov2_jax.cli.results import Job
 from dinov2_jax.cli.setting import Range, Setting
 from dinov2_jax.data import dense, dense_batches
@@ -243,6 +243,19 @@ def splits(job: Job, train: dense.Pairs | None, val: dense.Pairs, **more) -> dic
     if train is None:
         return found
     return {"train": {"spec": job.train, "images": len(train)}} | found
+
+
+def of_images(val: dense.Pairs, records: Sequence[int], scores: Sequence[dict]) -> dict:
+    """What becomes of each image, see `predictions.of`.
+
+    Args:
+        val: the set.
+        records: numbers in it.
+        scores: of each, by the same names.
+    """
+    columns = {key: [one[key] for one in scores] for key in scores[0]}
+    names = [val.name(number) for number in records]
+    return predictions.of("val", names, np.array(records), columns)
 
 
 def mine(source: dense.Pairs, s: types.SimpleNamespace) -> Iterator:

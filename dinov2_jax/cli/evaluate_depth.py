@@ -139,14 +139,14 @@ def run(job: Job) -> Outcome:
         if jax.process_index() == 0:
             path = job.out / "head.safetensors"
             head_files.save_head(path, METHODS[s.method], variables, told)
-    metrics, shown = depth_errors.judged(job, head, apply, variables, val)
+    metrics, shown, images = depth_errors.judged(job, head, apply, variables, val)
     pictures = []
     if shown:
         caption = "Photograph, true and predicted depth on one scale; near is light."
         pixels = viz.depth_picture(*zip(*shown))
         pictures = [Picture("depth", "Predictions", caption, pixels)]
     data = shared.splits(job, train, val, without_truth=unknown)
-    return Outcome(metrics, data, pictures)
+    return Outcome(metrics, data, pictures, [], [images])
 
 
 def _told(s: Any) -> dict:

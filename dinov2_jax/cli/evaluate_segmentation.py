@@ -5,7 +5,6 @@ head.safetensors, which `load_head` reads, and the last checkpoint of the traini
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from dinov2_jax.cli import dense as shared
 from dinov2_jax.cli import dense_checks, head_files, setting, windows
 from dinov2_jax.cli.results import Job, Outcome, Picture, Table, percent
 from dinov2_jax.cli.setting import Range, Setting
-from dinov2_jax.data import classes, dense, dense_views
+from dinov2_jax.data import classes, dense, dense_views, renumbered
 from dinov2_jax.evals import probe, segmentation
 from dinov2_jax.models import probes, vit
 from dinov2_jax.viz import dense as viz
@@ -95,8 +94,7 @@ def _numbered_as(train: dense.Pairs, val: dense.Pairs) -> dense.Pairs:
     numbers = classes.numbers(train.classes, val.classes, "val")
     if tuple(numbers) == tuple(range(len(train.classes))):
         return val
-    read = dense.Renumbered(val.read, tuple(numbers.tolist()))
-    return dataclasses.replace(val, read=read, classes=train.classes)
+    return renumbered.Renumbered(val, tuple(numbers.tolist()), train.classes)
 
 
 def run(job: Job) -> Outcome:
@@ -139,8 +137,9 @@ def run(job: Job) -> Outcome:
         if jax.process_index() == 0:
             path = job.out / "head.safetensors"
             head_files.save_head(path, "segmentation", variables, told)
-    total, shown = _judged(job, head, apply, variables, val)
-    return _outcome(total, shown, val.classes, shared.splits(job, train, val))
+    total, shown, images = _judged(job, head, apply, variables, val)
+    data = shared.splits(job, train, val)
+    return _outcome(total, shown, val.classes, data, images)
 
 
 def _named(spec: str, s: Any) -> bool:
@@ -209,8 +208,9 @@ def _loss(logits: jax.Array, labels: jax.Array, step: jax.Array) -> jax.Array:
 
 def _judged(
     job: Job, head: Any, apply: Callable, variables: Any, val: dense.Pairs
-) -> tuple[np.ndarray, list[tuple]]:
-    """The confusion matrix over a set, and some images with truth and prediction.
+) -> tuple[np.ndarray, list[tuple], dict]:
+    """The confusion matrix over a set, some images with truth and prediction, and the
+    scores of each image.
 
     Every process judges a part of the set on its own devices.
     """
@@ -228,20 +228,39 @@ def _judged(
         return np.asarray(made)[: len(images)]
 
     total, shown = np.zeros((classes, classes), np.int64), []
+    records, scores = [], []
     with contextlib.closing(shared.mine(val, s)) as pairs:
         meter = shared.meter(val, s)
         made = windows.predictions(pairs, logits, size, s)
-        for done, (pair, predicted) in enumerate(made, 1):
-            total += segmentation.confusion(pair.target, predicted, classes)
+        for done, (number, pair, predicted) in enumerate(made, 1):
+            own = segmentation.confusion(pair.target, predicted, classes)
+            total += own
+            records.append(number)
+            scores.append(_of_image(own))
             if len(shown) < s.pictures:
                 shown.append((*pair, predicted))
             if done % 50 == 0 or done == meter.stop:
                 meter.show(done, "judged")
-    return shared.added(total).astype(np.int64), shown
+    images = shared.of_images(val, records, scores)
+    return shared.added(total).astype(np.int64), shown, images
+
+
+def _of_image(matrix: np.ndarray) -> dict[str, float]:
+    """The scores of one image; NaN if it has no label."""
+    known = int(matrix.sum())
+    found = segmentation.scores(matrix if known else np.eye(len(matrix)))
+    scores = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
+    if not known:
+        scores = dict.fromkeys(scores, float("nan"))
+    return scores | {"labelled_pixels": known}
 
 
 def _outcome(
-    total: np.ndarray, shown: list[tuple], classes: tuple[str, ...], data: dict
+    total: np.ndarray,
+    shown: list[tuple],
+    classes: tuple[str, ...],
+    data: dict,
+    images: dict,
 ) -> Outcome:
     """Metrics, pictures and the table of classes, from the confusion matrix."""
     found = segmentation.scores(total)
@@ -265,4 +284,4 @@ def _outcome(
         pixels = viz.segmentation_picture(*zip(*shown), len(classes))
         pictures = [Picture("segmentation", "Predictions", caption, pixels)]
     table = Table("Classes, worst first", ["class", "IoU", "pixels"], rows)
-    return Outcome(metrics, data, pictures, [table])
+    return Outcome(metrics, data, pictures, [table], [images])

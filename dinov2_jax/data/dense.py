@@ -84,18 +84,6 @@ class Pairs:
             yield from map(fingerprint.File, files)
 
 
-@dataclasses.dataclass(frozen=True)
-class Renumbered:
-    """Reads label maps and gives their classes other numbers."""
-
-    read: Callable[..., np.ndarray]
-    numbers: tuple[int, ...]  # class -> its number
-
-    def __call__(self, *args) -> np.ndarray:
-        table = np.array([*self.numbers, IGNORED], np.int32)  # -1 is the last one
-        return table[self.read(*args)]
-
-
 def read_labels(
     path: str,
     classes: int,

@@ -15,9 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import embed, setting, workdir
+from dinov2_jax.cli import doubts, embed, setting, workdir
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import classes, decode, fingerprint, pipeline, sources
+from dinov2_jax.data import (
+    classes,
+    decode,
+    fingerprint,
+    pipeline,
+    sources,
+)
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
@@ -105,8 +111,20 @@ def classified(job: Any) -> dict[str, Any]:
     found = inputs(job)
     for split in ("train", "val"):
         require_names(getattr(job, split), found[split])
+        labels = getattr(found[split], "labels", None)  # known without reading images
+        if labels is not None:
+            labels = labels[chosen(len(labels), job.settings.limit)]
+            require_labels(getattr(job, split), labels, len(found[split].classes))
+            doubts.of_labels(job, split, labels, found[split].classes)
+        doubts.of_empty_folders(job, split, found[split])
     classes.numbers(found["train"].classes, found["val"].classes, "val")
     return found
+
+
+def chosen(count: int, limit: int) -> np.ndarray:
+    """Numbers of the records of a set that a limit leaves, as `embed.Part` has them."""
+    some = min(count, limit or count)
+    return np.arange(some) * count // some
 
 
 def opened_source(job: Any, spec: str) -> Source:
@@ -240,9 +258,13 @@ def numbered_as(train: Source, val: Set) -> Set:
 
 def require_classes(found: Set) -> None:
     """Raises ValueError unless each image has one of the source's classes."""
-    spec, count = found.about["spec"], len(found.source.classes)
-    require_names(spec, found.source)
-    low, high = int(found.labels.min()), int(found.labels.max())
+    require_names(found.about["spec"], found.source)
+    require_labels(found.about["spec"], found.labels, len(found.source.classes))
+
+
+def require_labels(spec: str, labels: np.ndarray, count: int) -> None:
+    """Raises ValueError unless all labels are numbers of classes."""
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= count:
         raise errors.InputError(
             f"{spec}: labels run from {low} to {high}; they must lie in 0 to "

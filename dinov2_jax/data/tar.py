@@ -4,6 +4,8 @@ import os
 import tarfile
 from collections.abc import Iterator
 
+import numpy as np
+
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import fingerprint, folder, listing, remote, walk
 from dinov2_jax.data.record import Record
@@ -69,6 +71,11 @@ class Tar:
     def name(self, index: int) -> str:
         shard = self._shards[self._files.extra[index, 0]]
         return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int32 of all records, -1 where there is none."""
+        return self._files.labels
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads: the shards, and where each image lies in them."""

@@ -80,46 +80,6 @@ HEADS = _head_urls()
 """Name of a released head, such as dinov2_vits14_nyu_linear4 -> its address."""
 
 
-RANGES = {"nyu": 10.0, "kitti": 80.0}
-"""Data set in a released depth head's name -> metres of its last bin."""
-
-
-def _head_file(source: str | os.PathLike) -> tuple[pathlib.Path, object, dict]:
-    """The path of a head, its tensors, and what its file or its release tells of it."""
-    path = pathlib.Path(source).expanduser()
-    if str(source) in HEADS:
-        path = download.fetch(HEADS[str(source)])
-    elif not path.is_file():
-        near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise errors.InputError(f"{source} is no file and no released head{hint}")
-    tensors, note = read.tensors(path)
-    # A file of a release keeps its name when it is downloaded by hand.
-    names = {url.rpartition("/")[2]: name for name, url in HEADS.items()}
-    release = str(source) if str(source) in HEADS else names.get(path.name, "")
-    for data, metres in RANGES.items():
-        if f"_{data}_" in release and not note:
-            note = {"min_depth": 1e-3, "max_depth": metres}
-    for key in ("min_depth", "max_depth", "upsample"):
-        value = note.get(key, 1)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise errors.InputError(
-                f"{path} tells {key}={value!r}, which is no number above 0."
-            )
-    return path, tensors, note
-
-
-def head_note(source: str | os.PathLike) -> dict:
-    """What a head's file or the name of its release tells besides the tensors.
-
-    Returns: of a depth head min_depth and max_depth in metres, and how it was trained;
-        empty where nothing is told.
-    Raises: ValueError if it is no such name or file.
-    """
-    return _head_file(source)[2]
-
-
 def load_head(
     source: str | os.PathLike,
     max_depth: float | None = None,
@@ -165,6 +125,46 @@ def load_head(
             file=sys.stderr,
         )
     return head, variables
+
+
+RANGES = {"nyu": 10.0, "kitti": 80.0}
+"""Data set in a released depth head's name -> metres of its last bin."""
+
+
+def _head_file(source: str | os.PathLike) -> tuple[pathlib.Path, object, dict]:
+    """The path of a head, its tensors, and what its file or its release tells of it."""
+    path = pathlib.Path(source).expanduser()
+    if str(source) in HEADS:
+        path = download.fetch(HEADS[str(source)])
+    elif not path.is_file():
+        near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise errors.InputError(f"{source} is no file and no released head{hint}")
+    tensors, note = read.tensors(path)
+    # A file of a release keeps its name when it is downloaded by hand.
+    names = {url.rpartition("/")[2]: name for name, url in HEADS.items()}
+    release = str(source) if str(source) in HEADS else names.get(path.name, "")
+    for data, metres in RANGES.items():
+        if f"_{data}_" in release:
+            note = {"min_depth": 1e-3, "max_depth": metres} | note
+    for key in ("min_depth", "max_depth", "upsample"):
+        value = note.get(key, 1)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise errors.InputError(
+                f"{path} tells {key}={value!r}, which is no number above 0."
+            )
+    return path, tensors, note
+
+
+def head_note(source: str | os.PathLike) -> dict:
+    """What a head's file or the name of its release tells besides the tensors.
+
+    Returns: of a depth head min_depth and max_depth in metres, and how it was trained;
+        empty where nothing is told.
+    Raises: ValueError if it is no such name or file.
+    """
+    return _head_file(source)[2]
 
 
 def module(about: Mapping, **overrides) -> vit.ViT:

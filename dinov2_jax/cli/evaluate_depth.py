@@ -127,7 +127,7 @@ def run(job: Job) -> Outcome:
         )
         _check_head(head, variables, apply, job.backbone.params, s)
     border = tuple(s.border) if any(s.border) else None
-    unknown = dense_checks.depths(train, val, s, border)
+    unknown = dense_checks.depths(job, border)
     if not s.head:
         optimizer = probe.adamw(rate, s.weight_decay, s.betas, s.clip)
         views = dense_views.DepthViews(

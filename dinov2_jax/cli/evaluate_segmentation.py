@@ -119,7 +119,7 @@ def run(job: Job) -> Outcome:
         kind = probes.LinearSegmentation
         head, variables = head_files.given_head(s.head, kind, told)
         _check_head(variables, head, len(blocks) * model.width, len(val.classes))
-    dense_checks.labels(train, val, s, _named(job.val, s))
+    dense_checks.labels(job, _named(job.val, s))
     if not s.head:
         variables, _ = shared.trained(
             job,

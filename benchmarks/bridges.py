@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import zoo
-from dinov2_jax.cli import convert, workdir
+from dinov2_jax.cli import convert, identity, workdir
 from dinov2_jax.convert import check, export, names, onnx, peers, read, stablehlo
 from dinov2_jax.models import vit
 

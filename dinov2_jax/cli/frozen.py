@@ -27,11 +27,12 @@ from dinov2_jax.data import (
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
+COMPUTE = embed.COMPUTE
 IMAGES = setting.Table(
     resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
     crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
     compute=Setting(
-        "float32", "number format of the forward pass", setting.choice(*embed.COMPUTE)
+        "float32", "number format of the forward pass", setting.choice(*COMPUTE)
     ),
     batch_size=Setting(64, "images at once, whatever the devices", setting.COUNT),
     limit=Setting(0, "images of a set, evenly spread; 0 for all", setting.WHOLE),

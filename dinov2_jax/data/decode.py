@@ -168,21 +168,23 @@ def _samples(
 
 def _read(data: bytes, max_pixels: int, all_depths: bool) -> np.ndarray | deep.Samples:
     """As `_samples`, with Pillow's own errors."""
-    header = None
+    header, unknown = None, ""
     if tiff.matches(data):
         header = tiff.header(data)
         _limit(header.height, header.width, max_pixels)
+        unknown = tiff.refusal(header)
         data = tiff.as_colour(data, header)
     elif size := deep.pfm_size(data):
         _limit(*size, max_pixels)
         return deep.of_pnm(data, all_depths)
-    picture = _opened(data)
+    deeper = header is not None and header.deep
+    # Pillow reads some bands of 8 bits, and logs it where they are more than 6.
+    certain = unknown and (deeper or header.samples > 6)
+    picture = None if certain else _opened(data)
+    if unknown and picture is None:
+        raise DecodeError(f"these {len(data)} bytes are {unknown}.", "unsupported")
     if picture is not None:
         _limit(picture.height, picture.width, max_pixels)
-    deeper = header is not None and header.deep
-    unknown = tiff.refusal(header) if deeper or (header and not picture) else ""
-    if unknown:
-        raise DecodeError(f"these {len(data)} bytes are {unknown}.", "unsupported")
     if deeper:
         return deep.of_tiff(data, header, picture)
     if picture is None:

@@ -27,14 +27,14 @@ def of_tiff(data: bytes, found: tiff.Header, picture: Image.Image | None) -> Sam
     """The samples of a deep TIFF.
 
     Args:
-        data: the file.
+        data: the file, `tiff.as_colour`.
         found: its header, of which `tiff.refusal` has no word to say.
         picture: the same, opened by Pillow; None if it does not know the kind.
     Raises: DecodeError if it is damaged.
     """
     values = None
     if found.photometric != tiff.CMYK:
-        values = _by_opencv(tiff.as_colour(data, found))
+        values = _by_opencv(data)
     if values is not None and values.ndim == 2 and found.bits in (10, 12, 14):
         values = values >> 16 - found.bits  # OpenCV fills up to 16 bits
     if values is None and picture is not None:
@@ -88,7 +88,7 @@ def bytes_of(samples: Samples, rules: Rules) -> np.ndarray:
     span = rules.range or samples.declared
     if span is None:
         raise DecodeError(
-            f"a {samples.kind} declares no range of its samples, which run from "
+            f"this {samples.kind} declares no range of its samples, which run from "
             f"{shown(measured(samples))} here; set data.range=LOW,HIGH (--range of a "
             "command), the values that become black and white. `dinov2-jax data stats` "
             "measures them over a source.",

@@ -40,7 +40,8 @@ class Header:
     Fields: `height`, `width`; `samples` of a pixel, `alpha` those beyond its colours;
     `bits` of a sample; `format` UNSIGNED, SIGNED or FLOAT; `photometric`; whether its
     samples lie in separate `planes`; the `range` of its samples, where it is declared;
-    `place` of the photometric value in the file, its bytes in the order `order`.
+    `places` in the file of the tags photometric and extra samples, 0 for none, whose
+    bytes are in the order `order`.
     """
 
     height: int
@@ -52,7 +53,7 @@ class Header:
     photometric: int
     planes: bool
     range: tuple[float, float] | None
-    place: int
+    places: tuple[int, int]
     order: str
 
     @property
@@ -86,31 +87,28 @@ def header(data: bytes) -> Header:
             f"these {len(data)} bytes are a TIFF image that is cut off"
         ) from error
     tags = {n: found.get(tag, (missing, 0)) for n, (tag, missing) in _TAGS.items()}
-    place = tags["photometric"][1]
     one = {name: values[0] if values else None for name, (values, _) in tags.items()}
     thumbnail = one["subfile"] & 1 and tags["subfiles"][0]
-    if (
-        one["dng"] is not None
-        or thumbnail
-        or data[8:10] == b"CR"
-        or one["photometric"] in (32803, 34892)
-    ):
+    sensor = one["dng"] is not None or one["photometric"] in (32803, 34892)
+    if sensor or thumbnail or data[8:10] == b"CR":
         raise DecodeError(f"these {len(data)} bytes are {_RAW}.", "unsupported")
-    samples, extra = one["samples"], len(tags["extra"][0])
-    colours = _COLOURS.get(one["photometric"], 1)
+    samples, colours = one["samples"], _COLOURS.get(one["photometric"], 1)
     # Three bands of "gray" are a colour image of a writer that knows no colours.
-    three = one["photometric"] == BLACK and samples - extra == 3
+    place = tags["photometric"][1]
+    bands = one["photometric"] == BLACK and samples == 3 and place
+    if bands and not any(tags["extra"][0]):
+        colours = 3
     return Header(
         height=one["height"],
         width=one["width"],
         samples=samples,
-        alpha=samples - (3 if three else colours),
+        alpha=samples - colours,
         bits=max(tags["bits"][0]),
         format=one["format"],
         photometric=one["photometric"],
         planes=one["planes"] == 2 and samples > 1,
         range=_declared(one),
-        place=place,
+        places=(place, tags["extra"][1]),
         order=order,
     )
 
@@ -119,8 +117,13 @@ def as_colour(data: bytes, found: Header) -> bytes:
     """The file with three bands of gray declared as red, green and blue."""
     if found.photometric != BLACK or found.samples - found.alpha != 3:
         return data
-    value = struct.pack(f"{found.order}H", RGB)
-    return data[: found.place] + value + data[found.place + 2 :]
+    out = bytearray(data)
+    photometric, extra = found.places
+    value = photometric + (12 if b"+" in data[2:4] else 8)
+    struct.pack_into(f"{found.order}H", out, value, RGB)
+    if extra:  # becomes a tag that says nothing of pixels, with its place in the order
+        struct.pack_into(f"{found.order}H", out, extra, 337)
+    return bytes(out)
 
 
 def _declared(one: dict) -> tuple[float, float] | None:
@@ -167,9 +170,9 @@ def refusal(found: Header) -> str:
 
 
 def _entries(data: bytes, order: str) -> Iterator[tuple[int, tuple[tuple, int]]]:
-    """(tag, (its numbers, where they lie)) of the first image, of tags of numbers."""
+    """(tag, (its numbers, its place)) of the first image, of tags of numbers."""
     wanted = {tag for tag, _ in _TAGS.values()}
-    big = data[2:4] in (b"+\0", b"\0+")
+    big = b"+" in data[2:4]
     long, short, size, room = ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
     (start,) = struct.unpack_from(order + long, data, 8 if big else 4)
     (count,) = struct.unpack_from(order + short, data, start)
@@ -183,4 +186,4 @@ def _entries(data: bytes, order: str) -> Iterator[tuple[int, tuple[tuple, int]]]
         place = entry + 4 + struct.calcsize(long)
         if number * struct.calcsize(_TYPES[kind]) > room:
             (place,) = struct.unpack_from(order + long, data, place)
-        yield tag, (struct.unpack_from(letters, data, place), place)
+        yield tag, (struct.unpack_from(letters, data, place), entry)

@@ -20,7 +20,7 @@ import numpy as np
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import frozen, heads, results
 from dinov2_jax.cli.results import Job, Outcome
-from dinov2_jax.data import labelled, sources
+from dinov2_jax.data import labelled, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.evals import linear, metrics
 from dinov2_jax.models import probes
@@ -111,6 +111,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
             workers=s.workers,
             threads=s.threads,
             max_pixels=s.max_pixels,
+            rules=rules.of(s.range, s.damaged),
         )
         with contextlib.closing(made):
             for part in made:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
 from dinov2_jax.cli import embed, workdir
-from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax.data import decode, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
@@ -29,6 +29,8 @@ IMAGES = {
     "workers": 0,  # processes that decode
     "threads": 2,  # threads that decode
     "max_pixels": decode.MAX_PIXELS,
+    "range": "auto",  # of images of more than 8 bits: LOW,HIGH become black and white
+    "damaged": "fill",  # JPEGs of corrupt data: fill (gray), or skip
 }
 """Settings of every task at image level."""
 
@@ -116,7 +118,8 @@ def features(
     if s.compute not in ("float32", "bfloat16"):
         raise errors.InputError(f"compute={s.compute}; choose float32 or bfloat16.")
     source = sources.open_source(spec) if source is None else source
-    pipeline.require_decodable(source, max_pixels=s.max_pixels)
+    decoding = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=decoding)
     # More devices than images asked for: the batch grows, results stay the same.
     batch = -(-s.batch_size // mesh.size) * mesh.size
     manifest = {
@@ -131,6 +134,8 @@ def features(
         "crop": s.crop,
         "dtype": "float32",
         "compute": s.compute,
+        "range": s.range,
+        "damaged": s.damaged,
     }
     key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     kinds, index, _ = embed.store(
@@ -143,6 +148,7 @@ def features(
         workers=s.workers,
         threads=s.threads,
         max_pixels=s.max_pixels,
+        rules=decoding,
     )
     kept = np.flatnonzero(index["ok"].to_numpy())
     if not len(kept):

@@ -25,7 +25,7 @@ from dinov2_jax.cli import (
     workdir,
 )
 from dinov2_jax.convert import export, names
-from dinov2_jax.data import pipeline, sources
+from dinov2_jax.data import pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import dino, vit
 from dinov2_jax.train import history, loop, progress
@@ -108,12 +108,16 @@ def main(given: list[str]) -> int:
 def open_sources(config: ConfigDict, folder: pathlib.Path):
     """The training source, checked for images, and the validation source or None."""
     cache = folder.parent / f".{folder.name}.lists"
+    decoding = {
+        "max_pixels": config.data.max_pixels,
+        "rules": rules.of(config.data.range, config.data.damaged),
+    }
     train = sources.open_source(config.data.train, cache_dir=cache)
-    pipeline.require_decodable(train, max_pixels=config.data.max_pixels)
+    pipeline.require_decodable(train, **decoding)
     if not (config.data.val and config.eval.every):
         return train, None
     val = sources.open_source(config.data.val, cache_dir=cache)
-    pipeline.require_decodable(val, max_pixels=config.data.max_pixels)
+    pipeline.require_decodable(val, **decoding)
     probes.require_labels(train, val)
     return train, val
 

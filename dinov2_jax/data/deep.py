@@ -67,17 +67,19 @@ def of_other(data: bytes, picture: Image.Image, all_depths: bool) -> Samples | N
     name = picture.format
     if name == "PPM":
         return of_pnm(data, all_depths)
+    bits = _precision(data, name)
     if picture.mode.startswith("I;16"):
-        bits = _precision(data) if name == "JPEG2000" else 16
         values = np.asarray(picture) >> 16 - bits  # Pillow fills up to 16 bits
-        return Samples(values, f"{bits}-bit gray {name}", (0, 2**bits - 1))
-    if name == "PNG" and all_depths and data[24] == 16:
+    elif all_depths and bits > 8:
         values = _by_opencv(data)
-        if values is None:
-            raise DecodeError(f"these {len(data)} bytes are a PNG that is damaged.")
-        kind = "gray" if data[25] in (0, 4) else "colour"
-        return Samples(values, f"16-bit {kind} PNG", (0, 65535))
-    return None
+    else:
+        return None
+    if values is None:
+        raise DecodeError(
+            f"these {len(data)} bytes are a {name} image that is damaged or cut off"
+        )
+    colours = "gray" if picture.mode.startswith("I") else "colour"
+    return Samples(values, f"{bits}-bit {colours} {name}", (0, 2**bits - 1))
 
 
 def bytes_of(samples: Samples, rules: Rules) -> np.ndarray:
@@ -133,7 +135,7 @@ def _scaled(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
 
 def _within(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values clipped to a range; 0 where there is no number."""
-    return np.clip(np.nan_to_num(values, copy=False), low, high)
+    return np.clip(np.nan_to_num(values), low, high)
 
 
 def _by_opencv(data: bytes) -> np.ndarray | None:
@@ -186,8 +188,9 @@ def of_pnm(data: bytes, all_depths: bool) -> Samples | None:
     return Samples(values, f"{top.bit_length()}-bit {what} PNM", (0, top))
 
 
-def _precision(data: bytes) -> int:
-    """Bits of a sample of a JPEG 2000 image, by its SIZ marker."""
-    place = data.find(b"\xff\x51")
-    bits = (data[place + 40] & 127) + 1 if 0 <= place < len(data) - 40 else 16
-    return bits if 8 < bits <= 16 else 16
+def _precision(data: bytes, name: str) -> int:
+    """Bits of a sample of a PNG, by its header, or of a JPEG 2000, by its SIZ marker."""
+    if name == "PNG":
+        return data[24]
+    place = data.find(b"\xff\x51") if name == "JPEG2000" else -1
+    return (data[place + 40] & 127) + 1 if 0 <= place < len(data) - 40 else 8

@@ -19,6 +19,11 @@ class DecodeError(errors.InputError):
         self.reason = reason
 
 
+def reason(error: Exception) -> str:
+    """Why a record was passed over, in a word or two, to count by."""
+    return error.reason if isinstance(error, DecodeError) else "unreadable"
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """How samples of more than 8 bits become bytes, and what a damaged JPEG is.

@@ -1,0 +1,95 @@
+"""Ranges of the samples of images of more than 8 bits, measured over a source."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data import decode, deep, sources
+from dinov2_jax.data.reading import Reader
+from dinov2_jax.data.record import Source
+
+
+def measured(source: Source, ids: np.ndarray, max_pixels: int) -> list[dict[str, Any]]:
+    """What kinds of deep images there are among some records, and what they hold.
+
+    Args:
+        source: where they are; the parts of a Mixture are told apart.
+        ids: [n] their numbers.
+        max_pixels: largest image that is decoded.
+    Returns: a row for each kind: `source`, its place in a Mixture, from 1; `kind`;
+        `images`; `low` and `high`, the smallest and largest sample; `declared`, the
+        range by the files or None.
+    """
+    starts = source.starts if isinstance(source, sources.Mixture) else [0]
+    reader, found = Reader(source), {}
+    for index in ids:
+        try:
+            record, _ = reader.record(int(index))
+            if isinstance(record.image, np.ndarray):
+                continue
+            samples = decode.samples(record.image, max_pixels=max_pixels)
+        except (OSError, decode.DecodeError):
+            continue  # counted, with its reason, where all records are decoded
+        if samples is None:
+            continue
+        part = int(np.searchsorted(starts, index, side="right"))
+        declared = samples.declared and tuple(samples.declared)
+        row = found.setdefault((part, samples.kind, declared), [])
+        row.append(deep.measured(samples))
+    return [
+        {
+            "source": part,
+            "kind": kind,
+            "images": len(row),
+            "low": min(low for low, _ in row),
+            "high": max(high for _, high in row),
+            "declared": declared,
+        }
+        for (part, kind, declared), row in found.items()
+    ]
+
+
+def needed(rows: list[dict[str, Any]]) -> str:
+    """The value of data.range without which some rows are refused; "" if none is."""
+    return suggested([row for row in rows if row["declared"] is None])
+
+
+def suggested(rows: list[dict[str, Any]]) -> str:
+    """A value of data.range that suits some rows better than `auto`; "" if none does."""
+    spans = [span for row in rows if (span := _better(row))]
+    if not spans:
+        return ""
+    low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+    return f"{low:.10g},{high:.10g}"
+
+
+def _better(row: dict[str, Any]) -> tuple[float, float] | None:
+    """The range that a row's samples fill, if its files declare none, or far more."""
+    low, high, declared = row["low"], row["high"], row["declared"]
+    if declared is None:
+        if isinstance(low, float):
+            low, high = float(f"{low:.6g}"), float(f"{high:.6g}")
+        return (low, high if high > low else low + 1)
+    bits = max(math.ceil(high), 1).bit_length()
+    if isinstance(high, float) or declared[0] or 2**bits > declared[1]:
+        return None
+    return (0, 2 ** max(bits, 8) - 1)
+
+
+def lines(rows: list[dict[str, Any]], chosen: str) -> list[str]:
+    """What `data stats` shows of rows, where `chosen` is data.range."""
+    several = len({row["source"] for row in rows}) > 1
+    text = []
+    for row in rows:
+        where = f"source {row['source']}: " if several else ""
+        declared = row["declared"]
+        known = f"of {deep.shown(declared)}" if declared else "and no range declared"
+        span = deep.shown((row["low"], row["high"]))
+        text.append(f"{where}{row['images']} {row['kind']}: samples {span} {known}")
+    suggestion = suggested(rows)
+    if suggestion and chosen == "auto":
+        text.append(f"set data.range={suggestion} (--range={suggestion})")
+    elif chosen != "auto" and rows:
+        text.append(f"decoded by data.range={chosen}")
+    return text

@@ -1,6 +1,5 @@
 """Ranges of the samples of images of more than 8 bits, measured over a source."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -51,45 +50,46 @@ def measured(source: Source, ids: np.ndarray, max_pixels: int) -> list[dict[str,
 
 
 def needed(rows: list[dict[str, Any]]) -> str:
-    """The value of data.range without which some rows are refused; "" if none is."""
-    return suggested([row for row in rows if row["declared"] is None])
-
-
-def suggested(rows: list[dict[str, Any]]) -> str:
-    """A value of data.range that suits some rows better than `auto`; "" if none does."""
-    spans = [span for row in rows if (span := _better(row))]
+    """A data.range under which no row is refused; "" if `auto` refuses none."""
+    spans = [_better(row) for row in rows if row["declared"] is None]
     if not spans:
         return ""
-    low, high = min(span[0] for span in spans), max(span[1] for span in spans)
-    return f"{low:.10g},{high:.10g}"
+    return _text((min(low for low, _ in spans), max(high for _, high in spans)))
+
+
+def lines(rows: list[dict[str, Any]], chosen: str) -> list[str]:
+    """What `data stats` shows of rows, where `chosen` is data.range."""
+    text, several = [], len({row["source"] for row in rows}) > 1
+    for row in rows:
+        where = f"source {row['source']}: " if several else ""
+        declared = row["declared"]
+        known = f"{deep.shown(declared)} declared" if declared else "none declared"
+        span = deep.shown((row["low"], row["high"]))
+        text.append(f"{where}{row['images']} {row['kind']}: samples {span}, {known}")
+    better = {_text(span) for row in rows if (span := _better(row))}
+    if rows and chosen != "auto":
+        text.append(f"decoded by data.range={chosen}")
+    elif len(better) == 1:
+        text.append(f"set data.range={better.pop()} (--range of other commands)")
+    elif better:
+        text.append(
+            f"these need different ranges ({' and '.join(sorted(better))}), but "
+            "data.range is one for all: rescale the images of all but one"
+        )
+    return text
 
 
 def _better(row: dict[str, Any]) -> tuple[float, float] | None:
     """The range that a row's samples fill, if its files declare none, or far more."""
     low, high, declared = row["low"], row["high"], row["declared"]
     if declared is None:
-        if isinstance(low, float):
-            low, high = float(f"{low:.6g}"), float(f"{high:.6g}")
         return (low, high if high > low else low + 1)
-    bits = max(math.ceil(high), 1).bit_length()
+    bits = max(int(high).bit_length(), 8)
     if isinstance(high, float) or declared[0] or 2**bits > declared[1]:
         return None
-    return (0, 2 ** max(bits, 8) - 1)
+    return (0, 2**bits - 1)
 
 
-def lines(rows: list[dict[str, Any]], chosen: str) -> list[str]:
-    """What `data stats` shows of rows, where `chosen` is data.range."""
-    several = len({row["source"] for row in rows}) > 1
-    text = []
-    for row in rows:
-        where = f"source {row['source']}: " if several else ""
-        declared = row["declared"]
-        known = f"of {deep.shown(declared)}" if declared else "and no range declared"
-        span = deep.shown((row["low"], row["high"]))
-        text.append(f"{where}{row['images']} {row['kind']}: samples {span} {known}")
-    suggestion = suggested(rows)
-    if suggestion and chosen == "auto":
-        text.append(f"set data.range={suggestion} (--range={suggestion})")
-    elif chosen != "auto" and rows:
-        text.append(f"decoded by data.range={chosen}")
-    return text
+def _text(span: tuple[float, float]) -> str:
+    """A value of data.range."""
+    return ",".join(f"{x:.6g}" if isinstance(x, float) else str(x) for x in span)

@@ -189,6 +189,12 @@ def _read(data: bytes, max_pixels: int, all_depths: bool) -> np.ndarray | deep.S
         return deep.of_tiff(data, header, picture)
     if picture is None:
         raise _refusal(data)
+    if picture.mode == "LAB":
+        raise DecodeError(
+            f"these {len(data)} bytes are an image in CIELAB colours, which are not "
+            "decoded; convert it to RGB.",
+            "unsupported",
+        )
     found = None if header else deep.of_other(data, picture, all_depths)
     return np.array(picture.convert("RGB")) if found is None else found
 
@@ -216,6 +222,8 @@ def _formats_of(data: bytes) -> list[str]:
 def _refusal(data: bytes) -> DecodeError:
     """What to say of bytes that Pillow does not decode."""
     start, formats = f"these {len(data)} bytes are", _formats_of(data)
+    if formats == ["JPEG"] and (rare := signatures.rare_jpeg(data)):
+        return DecodeError(f"{start} {rare}.", "unsupported")
     # Files of HEIC and AVIF may begin alike.
     if formats and (formats[0] != "AVIF" or b"avi" in data[8:64]):
         return DecodeError(f"{start} a {formats[0]} image that is damaged or cut off")

@@ -68,7 +68,7 @@ def of_other(data: bytes, picture: Image.Image, all_depths: bool) -> Samples | N
     if name == "PPM":
         return of_pnm(data, all_depths)
     bits = _precision(data, name)
-    if picture.mode.startswith("I;16"):
+    if picture.mode.startswith("I"):
         values = np.asarray(picture) >> 16 - bits  # Pillow fills up to 16 bits
     elif all_depths and bits > 8:
         values = _by_opencv(data)
@@ -78,7 +78,9 @@ def of_other(data: bytes, picture: Image.Image, all_depths: bool) -> Samples | N
         raise DecodeError(
             f"these {len(data)} bytes are a {name} image that is damaged or cut off"
         )
-    colours = "gray" if picture.mode.startswith("I") else "colour"
+    if name == "PNG" and data[25] == 4:  # gray and alpha, of which OpenCV makes colours
+        values = values[..., 0]
+    colours = "gray" if values.ndim == 2 else "colour"
     return Samples(values, f"{bits}-bit {colours} {name}", (0, 2**bits - 1))
 
 

@@ -11,6 +11,7 @@ _BRANDS = {
     b"crx ": f"a camera's raw file (Canon CR3); {CONVERT}",
     b"jxl ": f"a JPEG XL image; {CONVERT}",
 }
+_LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF, 0xF7)  # frames of such JPEG, and of JPEG-LS
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # (offset, bytes, what it is); the first that fits counts.
 _STARTS: tuple[tuple[int, bytes, str], ...] = (
@@ -74,6 +75,22 @@ def what(data: bytes) -> str:
         if data.startswith(start, offset):
             return text
     return _text(data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower())
+
+
+def rare_jpeg(data: bytes) -> str:
+    """What kind of JPEG this is, of those that no decoder here knows; else ""."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 5 <= len(data):
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if kind in _LOSSLESS:
+            return f"a lossless JPEG image, which is not decoded; {CONVERT}"
+        if 0xC0 <= kind <= 0xC2 and data[place + 4] != 8:
+            bits = data[place + 4]
+            return f"a JPEG image of {bits} bits, which is not decoded; {CONVERT}"
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC) or kind == 0xDA:
+            return ""
+        place += 2 + length
+    return ""
 
 
 def _by_brand(data: bytes) -> str:

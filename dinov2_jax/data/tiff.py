@@ -90,7 +90,7 @@ def header(data: bytes) -> Header:
     one = {name: values[0] if values else None for name, (values, _) in tags.items()}
     thumbnail = one["subfile"] & 1 and tags["subfiles"][0]
     sensor = one["dng"] is not None or one["photometric"] in (32803, 34892)
-    if sensor or thumbnail or data[8:10] == b"CR":
+    if sensor or thumbnail or data[8:12] == b"CR\2\0":
         raise DecodeError(f"these {len(data)} bytes are {_RAW}.", "unsupported")
     samples, colours = one["samples"], _COLOURS.get(one["photometric"], 1)
     # Three bands of "gray" are a colour image of a writer that knows no colours.

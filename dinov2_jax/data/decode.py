@@ -132,7 +132,7 @@ def _by_simplejpeg(
     least = size if size != (height, width) else (0, 0)
     try:
         image = simplejpeg.decode_jpeg(
-            data, "RGB" if ours else "CMYK", min_height=least[0], min_width=least[1]
+            data, space if space == "CMYK" else "RGB", min_height=least[0], min_width=least[1]
         )
         return image if ours else None
     except ValueError as error:

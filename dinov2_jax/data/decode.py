@@ -1,9 +1,10 @@
 """Image files as arrays, with one kind of error for whatever is wrong with them."""
 
+import contextlib
 import io
 import re
 import struct
-import zlib
+import threading
 from collections.abc import Iterator
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, features
 
-from dinov2_jax.data import deep, signatures, tiff
+from dinov2_jax.data import deep, png, signatures, tiff, webp
 from dinov2_jax.data.rules import DecodeError, Rules
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GB of RGB
@@ -93,8 +94,10 @@ def size_of(data: bytes) -> tuple[int, int]:
     if tiff.matches(data):
         header = tiff.header(data)
         return header.height, header.width
+    if size := deep.pfm_size(data) or webp.size(data):
+        return size
     picture = _opened(data)
-    return (picture.height, picture.width) if picture else deep.pfm_size(data)
+    return picture.height, picture.width
 
 
 def fitted(height: int, width: int, longest: int | None) -> tuple[int, int]:
@@ -132,7 +135,10 @@ def _by_simplejpeg(
     least = size if size != (height, width) else (0, 0)
     try:
         image = simplejpeg.decode_jpeg(
-            data, space if space == "CMYK" else "RGB", min_height=least[0], min_width=least[1]
+            data,
+            "CMYK" if space in ("CMYK", "YCCK") else "RGB",
+            min_height=least[0],
+            min_width=least[1],
         )
         return image if ours else None
     except ValueError as error:
@@ -158,7 +164,7 @@ def _samples(
         return _read(data, max_pixels, all_depths)
     # Pillow's readers raise nearly every kind of error on damaged bytes.
     except Exception as error:
-        plain = _without_metadata(data) if data.startswith(_PNG) else data
+        plain = png.without_metadata(data) if png.matches(data) else data
         if plain != data and getattr(error, "reason", "") != "too large":
             return _samples(plain, max_pixels, all_depths)
         if isinstance(error, DecodeError):
@@ -168,42 +174,65 @@ def _samples(
 
 def _read(data: bytes, max_pixels: int, all_depths: bool) -> np.ndarray | deep.Samples:
     """As `_samples`, with Pillow's own errors."""
-    header, unknown = None, ""
-    if tiff.matches(data):
-        header = tiff.header(data)
-        _limit(header.height, header.width, max_pixels)
-        unknown = tiff.refusal(header)
-        data = tiff.as_colour(data, header)
-    elif size := deep.pfm_size(data):
+    header = tiff.header(data) if tiff.matches(data) else None
+    if header:
+        size, data = (header.height, header.width), tiff.as_colour(data, header)
+    else:
+        size = deep.pfm_size(data) or webp.size(data)
+    if size:
         _limit(*size, max_pixels)
+    if deep.pfm_size(data):
         return deep.of_pnm(data, all_depths)
+    unknown = tiff.refusal(header) if header else ""
     deeper = header is not None and header.deep
-    # Pillow reads some bands of 8 bits, and logs it where they are more than 6.
-    certain = unknown and (deeper or header.samples > 6)
-    picture = None if certain else _opened(data)
-    if unknown and picture is None:
-        raise DecodeError(f"these {len(data)} bytes are {unknown}.", "unsupported")
-    if picture is not None:
-        _limit(picture.height, picture.width, max_pixels)
-    if deeper:
-        return deep.of_tiff(data, header, picture)
-    if picture is None:
-        raise _refusal(data)
-    if picture.mode == "LAB":
-        raise DecodeError(
-            f"these {len(data)} bytes are an image in CIELAB colours, which are not "
-            "decoded; convert it to RGB.",
-            "unsupported",
-        )
-    found = None if header else deep.of_other(data, picture, all_depths)
-    return np.array(picture.convert("RGB")) if found is None else found
+    with _unlimited(size):
+        # Pillow reads some bands of 8 bits, and logs it where they are more than 6.
+        certain = unknown and (deeper or header.samples > 6)
+        picture = None if certain else _opened(data)
+        if unknown and picture is None:
+            raise DecodeError(f"these {len(data)} bytes are {unknown}.", "unsupported")
+        if picture is not None:
+            _limit(picture.height, picture.width, max_pixels)
+        if deeper:
+            return deep.of_tiff(data, header, picture)
+        if picture is None:
+            raise _refusal(data)
+        if picture.mode == "LAB":
+            raise DecodeError(
+                f"these {len(data)} bytes are an image in CIELAB colours, which are "
+                "not decoded; convert it to RGB.",
+                "unsupported",
+            )
+        found = None if header else deep.of_other(data, picture, all_depths)
+        return np.array(picture.convert("RGB")) if found is None else found
+
+
+_LIFTED = threading.Lock()
+
+
+@contextlib.contextmanager
+def _unlimited(size: tuple[int, int] | None) -> Iterator[None]:
+    """Lifts Pillow's limit of pixels, the process's, for an image that ours let pass.
+
+    Pillow's readers of some formats ask for it again, after `_opened`.
+    """
+    limit = min(Image.MAX_IMAGE_PIXELS or MAX_PIXELS, MAX_PIXELS)
+    if size is None or size[0] * size[1] <= limit:
+        yield
+        return
+    with _LIFTED:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _opened(data: bytes) -> Image.Image | None:
     """A picture of one of FORMATS whose header was read, or None.
 
-    As Image.open, but for Pillow's limit of pixels, which no caller could raise without
-    raising it for the whole process; ours is checked before pixels are decoded.
+    As Image.open, but for Pillow's limit of pixels; ours is checked before pixels are
+    decoded.
     """
     for name in _formats_of(data):
         try:
@@ -229,30 +258,6 @@ def _refusal(data: bytes) -> DecodeError:
         return DecodeError(f"{start} a {formats[0]} image that is damaged or cut off")
     what = signatures.what(data) or f"no image of {', '.join(FORMATS)}"
     return DecodeError(f"{start} {what}", "no image")
-
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def _without_metadata(data: bytes) -> bytes:
-    """A PNG of nothing but the chunks that its pixels depend on.
-
-    Texts, profiles and times may be longer than Pillow reads, or have a wrong sum.
-    """
-    return _PNG + b"".join(_pixel_chunks(data))
-
-
-def _pixel_chunks(data: bytes) -> Iterator[bytes]:
-    """The critical chunks of a PNG, and a sound tRNS."""
-    start = len(_PNG)
-    while start + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, start)
-        end, kind = start + 12 + length, data[start + 4 : start + 8]
-        chunk = data[start:end]
-        sound = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or (kind == b"tRNS" and sound):
-            yield chunk
-        start = end
 
 
 def _limit(height: int, width: int, max_pixels: int) -> None:

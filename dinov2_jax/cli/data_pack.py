@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
     decoding.require(options)
     told = rules.of(options.range, options.damaged)
     if options.max_pixels is None:
-        # What shrinks images is for large ones: 2 GB while such a PNG is decoded.
+        # What shrinks images is for large ones: a PNG of so many pixels takes 4 GB.
         options.max_pixels = 2**29 if options.longest else decode.MAX_PIXELS
     folder = options.out.expanduser()
     if folder.exists() and not folder.is_dir():

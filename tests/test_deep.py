@@ -25,9 +25,9 @@ def linear(values, low, high):
     return np.repeat(out[..., None], 3, 2) if out.ndim == 2 else out
 
 
-def saved(array, kind):
+def saved(array, kind, **options):
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
+    Image.fromarray(array).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -88,6 +88,13 @@ DECLARED = {
         0.75,
     ),
     "tiff of colours": (rasters.tiff(COLOURS), COLOURS, 0, 65535),
+    "tiff of colours of 12 bits": (
+        rasters.tiff(COLOURS >> 4, bits=12),
+        COLOURS >> 4,
+        0,
+        4095,
+    ),
+    "big tiff": (saved(WORDS, "TIFF", big_tiff=True), WORDS, 0, 65535),
     "tiff of three bands": (
         rasters.tiff(COLOURS, photometric=1, tags=BANDS),
         COLOURS,

@@ -13,7 +13,7 @@ from PIL import Image
 import dinov2_jax
 from dinov2_jax import __main__ as command
 from dinov2_jax import sharding
-from dinov2_jax.cli import depths, evaluate, feeding, frozen
+from dinov2_jax.cli import depths, evaluate, feeding, frozen, train
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import decode, labelled, pipeline, rules, sources
 
@@ -171,6 +171,25 @@ def test_stats_tells_few_bits_in_many(bits, suggestion, tmp_path):
     assert ("set data.range=" in out) == bool(suggestion)
     assert suggestion in out
     assert depths.lines(rows, "0,1")[-1] == "decoded by data.range=0,1"
+
+
+def test_a_run_over_few_bits_in_many_says_so(tmp_path, capfd):
+    for i, values in enumerate(np.full((2, 32, 32), 4095, np.uint16)):
+        (tmp_path / f"{i}.tif").write_bytes(rasters.tiff(values))
+    spec = f"folder:{tmp_path}"
+    config = tiny.config(data__train=spec)
+    train.open_sources(config, tmp_path / "run")
+    assert f"{spec}: set data.range=0,4095" in capfd.readouterr().err
+    train.open_sources(tiny.config(data__train="demo:train"), tmp_path / "run")
+    config.data.range = "0,4095"
+    train.open_sources(config, tmp_path / "run")
+    assert capfd.readouterr().err == ""
+
+
+def test_each_source_of_a_mixture_must_decode(floats, tmp_path):
+    config = tiny.config(data__train=f"demo:train;folder:{floats}")
+    with pytest.raises(ValueError, match=r"data\.range=LOW,HIGH"):
+        train.open_sources(config, tmp_path / "run")
 
 
 def test_stats_tells_sources_apart(floats, tmp_path):

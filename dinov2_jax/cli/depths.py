@@ -1,12 +1,16 @@
 """Ranges of the samples of images of more than 8 bits, measured over a source."""
 
+import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 from dinov2_jax.data import decode, deep, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
+
+FEW = 16  # records whose samples are measured before every run
 
 
 def measured(source: Source, ids: np.ndarray, max_pixels: int) -> list[dict[str, Any]]:
@@ -57,6 +61,23 @@ def needed(rows: list[dict[str, Any]]) -> str:
     return _text((min(low for low, _ in spans), max(high for _, high in spans)))
 
 
+def tell(spec: str, source: Source, max_pixels: int, told: decode.Rules) -> None:
+    """Says on standard error if images fill a small part of the range they declare.
+
+    Args:
+        spec: what the source is called.
+        source: of which a few records are read.
+        max_pixels, told: as decode.decode.
+    """
+    if told.range is not None or jax.process_index():
+        return
+    count = min(len(source), FEW)
+    rows = measured(source, np.arange(count) * len(source) // count, max_pixels)
+    if any(row["declared"] and _better(row) for row in rows):
+        for line in lines(rows, "auto"):
+            print(f"{spec}: {line}", file=sys.stderr)
+
+
 def lines(rows: list[dict[str, Any]], chosen: str) -> list[str]:
     """What `data stats` shows of rows, where `chosen` is data.range."""
     text, several = [], len({row["source"] for row in rows}) > 1
@@ -80,12 +101,12 @@ def lines(rows: list[dict[str, Any]], chosen: str) -> list[str]:
 
 
 def _better(row: dict[str, Any]) -> tuple[float, float] | None:
-    """The range that a row's samples fill, if its files declare none, or far more."""
+    """The range that a row's samples fill, if its files declare none, or 4 times it."""
     low, high, declared = row["low"], row["high"], row["declared"]
     if declared is None:
         return (low, high if high > low else low + 1)
     bits = max(int(high).bit_length(), 8)
-    if isinstance(high, float) or declared[0] or 2**bits > declared[1]:
+    if isinstance(high, float) or declared[0] or 2 ** (bits + 1) > declared[1]:
         return None
     return (0, 2**bits - 1)
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, features, processes, sharding, shards, zoo
-from dinov2_jax.cli import decoding, workdir
+from dinov2_jax.cli import decoding, depths, workdir
 from dinov2_jax.convert import read
 from dinov2_jax.data import decode, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
@@ -149,6 +149,7 @@ def embed(
     source = sources.open_source(data)
     told = rules.of(range, damaged)
     pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
+    depths.tell(data, source, max_pixels, told)
     backbone, params = zoo.load_backbone(name, weights, which=which)
     _check_model(backbone, what, crop)
     records = min(len(source), limit or len(source))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import embed, workdir
+from dinov2_jax.cli import depths, embed, workdir
 from dinov2_jax.data import decode, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
@@ -120,6 +120,7 @@ def features(
     source = sources.open_source(spec) if source is None else source
     decoding = rules.of(s.range, s.damaged)
     pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=decoding)
+    depths.tell(spec, source, s.max_pixels, decoding)
     # More devices than images asked for: the batch grows, results stay the same.
     batch = -(-s.batch_size // mesh.size) * mesh.size
     manifest = {

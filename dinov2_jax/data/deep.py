@@ -35,7 +35,7 @@ def of_tiff(data: bytes, found: tiff.Header, picture: Image.Image | None) -> Sam
     values = None
     if found.photometric != tiff.CMYK:
         values = _by_opencv(data)
-    if values is not None and values.ndim == 2 and found.bits in (10, 12, 14):
+    if values is not None and found.bits in (10, 12, 14):
         values = values >> 16 - found.bits  # OpenCV fills up to 16 bits
     if values is None and picture is not None:
         # Kinds of compression that OpenCV was built without, and CMYK.

@@ -202,7 +202,14 @@ def require_decodable(
     max_pixels: int = decode.MAX_PIXELS,
     rules: decode.Rules = decode.RULES,
 ) -> None:
-    """Raises ValueError if none of some records, spread over a source, decodes."""
+    """Raises ValueError if none of some records, spread over a source, decodes.
+
+    Of a Mixture this is asked of each source.
+    """
+    if isinstance(source, sources.Mixture):
+        for part in source.sources:
+            require_decodable(part, number, max_pixels, rules)
+        return
     count = min(number, len(source))
     ids = np.arange(count) * len(source) // count
     for index in ids:

@@ -81,7 +81,8 @@ def header(data: bytes) -> Header:
     """
     try:
         order = "<" if data[:2] == b"II" else ">"
-        found = dict(_entries(data, order))
+        # The first of equal tags counts, as for libtiff.
+        found = dict(reversed(list(_entries(data, order))))
     except struct.error as error:
         raise DecodeError(
             f"these {len(data)} bytes are a TIFF image that is cut off"
@@ -186,4 +187,5 @@ def _entries(data: bytes, order: str) -> Iterator[tuple[int, tuple[tuple, int]]]
         place = entry + 4 + struct.calcsize(long)
         if number * struct.calcsize(_TYPES[kind]) > room:
             (place,) = struct.unpack_from(order + long, data, place)
-        yield tag, (struct.unpack_from(letters, data, place), entry)
+        if place + struct.calcsize(letters) <= len(data):
+            yield tag, (struct.unpack_from(letters, data, place), entry)

@@ -197,12 +197,6 @@ def _read(data: bytes, max_pixels: int, all_depths: bool) -> np.ndarray | deep.S
             return deep.of_tiff(data, header, picture)
         if picture is None:
             raise _refusal(data)
-        if picture.mode == "LAB":
-            raise DecodeError(
-                f"these {len(data)} bytes are an image in CIELAB colours, which are "
-                "not decoded; convert it to RGB.",
-                "unsupported",
-            )
         found = None if header else deep.of_other(data, picture, all_depths)
         return np.array(picture.convert("RGB")) if found is None else found
 

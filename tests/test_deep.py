@@ -238,6 +238,13 @@ def test_what_is_no_number_is_black_and_what_is_infinite_is_at_the_end():
     assert got[0, :, 0].tolist() == [0, 0, 255, 128]
 
 
+@pytest.mark.parametrize("start", [b"P5", b"P6 9 9", b"PF\n", b"P2 9 #"])
+def test_a_header_of_nothing_but_gaps_is_soon_refused(start):
+    for gap in (b" ", b"#\n", b" #\n\n"):
+        with pytest.raises(decode.DecodeError):
+            decode.decode(start + gap * 2**16 + b"x")
+
+
 def refused(samples, **more):
     with pytest.raises(decode.DecodeError) as caught:
         decode.decode(rasters.tiff(samples, **more))

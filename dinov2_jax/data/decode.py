@@ -79,9 +79,13 @@ def samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> deep.Samples | None
 
     Raises: DecodeError if it cannot be decoded.
     """
-    if data[:2] == b"\xff\xd8" or data[:6] in (b"GIF87a", b"GIF89a"):
-        return None
-    found = _samples(data, max_pixels, True)
+    if tiff.matches(data):
+        deeper = tiff.header(data).deep
+    elif png.matches(data):
+        deeper = data[24:25] == b"\x10"
+    else:
+        deeper = data[:1] == b"P" or "JPEG2000" in _formats_of(data)
+    found = _samples(data, max_pixels, True) if deeper else None
     return found if isinstance(found, deep.Samples) else None
 
 

@@ -151,8 +151,10 @@ def _by_opencv(data: bytes) -> np.ndarray | None:
     return np.ascontiguousarray(found[..., 2::-1])
 
 
-_NUMBER = rb"(?:\s+|#[^\n]*\n)+(-?[0-9.]+)"
-_PNM = re.compile(rb"P([2356fF])" + _NUMBER * 3 + rb"\s")
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_PNM = re.compile(
+    rb"P([2356fF])%b(\d{1,9})%b(\d{1,9})%b([-+.eE\d]{1,20})\s" % (_GAP, _GAP, _GAP)
+)
 
 
 def pfm_size(data: bytes) -> tuple[int, int] | None:

@@ -7,9 +7,10 @@ import itertools
 import os
 import re
 import struct
+from collections.abc import Iterator
 
 from dinov2_jax import errors
-from dinov2_jax.data import manifest, remote
+from dinov2_jax.data import fingerprint, manifest, remote
 from dinov2_jax.data.record import Record
 
 MAGIC = b"DLBL"  # opens a record that carries a label
@@ -94,6 +95,7 @@ class ArrayRecords:
         else:
             paths = remote.find(pattern)
         self.classes = tuple(known["classes"]) if known else ()
+        self._paths = paths
         if not paths:
             raise errors.InputError(f"arrayrecord:{pattern} matches no file.")
         try:
@@ -127,6 +129,11 @@ class ArrayRecords:
 
     def name(self, index: int) -> str:
         return f"arrayrecord:{self._pattern} record {index}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "arrayrecord", self.classes
+        yield from map(fingerprint.File, self._paths)
 
 
 class Tfds:
@@ -168,6 +175,10 @@ class Tfds:
             raise errors.InputError(
                 f"{self._title} cannot be opened: {error}"
             ) from error
+        self._parts = tuple(
+            (part.filename, part.skip, part.take)
+            for part in builder.info.splits[split].file_instructions
+        )
 
     def __len__(self) -> int:
         return len(self._data)
@@ -184,6 +195,13 @@ class Tfds:
 
     def name(self, index: int) -> str:
         return f"{self._title} record {index}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "tfds", self._title, self._image, self._labelled, self.classes
+        for path, skip, take in self._parts:
+            yield fingerprint.File(path)
+            yield skip, take
 
 
 def _builder(tfds, name: str, data_dir: str | None):

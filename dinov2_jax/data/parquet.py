@@ -4,11 +4,12 @@ import collections
 import json
 import logging
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import remote
+from dinov2_jax.data import fingerprint, remote
 from dinov2_jax.data.record import Record
 
 KEPT = 4  # decoded row groups that a process holds
@@ -81,6 +82,11 @@ class Parquet:
         path = self._paths[self._groups[group, 0]]
         first = np.flatnonzero(self._groups[:, 0] == self._groups[group, 0])[0]
         return f"{path} row {int(index - self._starts[first])}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "parquet", self._image, self._label, self.classes
+        yield from map(fingerprint.File, self._paths)
 
     def _table(self, group: int):
         """The columns of a row group, decoded or kept. Raises: OSError."""

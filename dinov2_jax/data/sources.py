@@ -3,11 +3,12 @@
 import difflib
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import arrays, demo, folder, parquet, tar
+from dinov2_jax.data import arrays, demo, fingerprint, folder, parquet, tar
 from dinov2_jax.data.record import Record, Source
 
 KINDS = ("folder", "tar", "parquet", "tfds", "arrayrecord", "demo")
@@ -52,6 +53,11 @@ class Mixture:
         source, index = self._find(index)
         return source.name(index)
 
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "mixture", self.weights, self.classes
+        yield from map(fingerprint.of, self.sources)
+
     def _find(self, index: int) -> tuple[Source, int]:
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.sources[which], int(index - self.starts[which])
@@ -88,6 +94,12 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.ids[index]))
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "subset"
+        yield self.ids
+        yield fingerprint.of(self.source)
 
 
 def open_source(

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.data import folder, listing, remote, walk
+from dinov2_jax.data import fingerprint, folder, listing, remote, walk
 from dinov2_jax.data.record import Record
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
@@ -69,6 +69,12 @@ class Tar:
     def name(self, index: int) -> str:
         shard = self._shards[self._files.extra[index, 0]]
         return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads: the shards, and where each image lies in them."""
+        yield "tar", self.classes
+        yield from map(fingerprint.File, self._shards)
+        yield from (self._files.blob, self._files.labels, self._files.extra)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}

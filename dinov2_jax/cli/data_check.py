@@ -33,6 +33,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         source = sources.open_source(spec)
         records = len(source)
+        bad += sources.faults(source)
         bad += _bad_records(source, options.workers, not options.no_decode)
     except ValueError as error:
         if not bad:

@@ -39,6 +39,7 @@ class Listing:
     labels: np.ndarray  # [n] int32, index into `classes`, -1 if none
     extra: np.ndarray  # [n C] int64, for the owner's use; C may be 0
     classes: tuple[str, ...]
+    notes: tuple[str, ...]  # on what was listed, for people
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,14 +57,16 @@ def build(
     columns: int,
     watched: Sequence[bytes],
     file: pathlib.Path | None,
+    notes: Sequence[str] = (),
 ) -> Listing:
     """A listing in a file of its own, written whole or not at all.
 
     Args:
-        entries: in their order; read once, while `watched` may still grow.
+        entries: in their order; read once, while `watched` and `notes` may still grow.
         columns: C, numbers of an entry.
         watched: files and folders that it was made from; a change of one ends it.
         file: where it is kept; None: for the life of this process.
+        notes: lines that are kept with it.
     Returns: the listing. Labels are classes in the order of their names; where entries
         give labels, classes are their numbers.
     """
@@ -83,6 +86,7 @@ def build(
                 classes=_packed(os.fsencode(name) for name in names),
                 watched=_packed(watched),
                 stamp=np.array(_stamp(watched)),
+                notes=_packed(os.fsencode(line) for line in notes),
             )
         os.replace(whole, file)
     return _opened(file)
@@ -170,6 +174,7 @@ def _opened(file: pathlib.Path) -> Listing:
     with np.load(file, allow_pickle=False) as kept, zipfile.ZipFile(file) as members:
         names = [os.fsdecode(name) for name in _unpacked(kept["classes"])]
         columns, stamp = int(kept["columns"]), str(kept["stamp"])
+        notes = tuple(os.fsdecode(line) for line in _unpacked(kept["notes"]))
         arrays = {}
         for kind, dtype in KINDS.items():
             with members.open(f"{kind}.npy") as member:
@@ -185,7 +190,7 @@ def _opened(file: pathlib.Path) -> Listing:
             arrays[kind] = np.memmap(file, dtype, "r", start, size) if size else empty
     rows = len(arrays["labels"])
     arrays["extra"] = arrays["extra"].reshape(rows, columns)
-    return Listing(file, stamp, **arrays, classes=tuple(names))
+    return Listing(file, stamp, **arrays, classes=tuple(names), notes=notes)
 
 
 def _again(file: pathlib.Path, stamp: str) -> Listing:

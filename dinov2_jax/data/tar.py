@@ -1,46 +1,67 @@
 """Images in tar files, read at their positions: WebDataset shards and plain folders."""
 
 import collections
+import logging
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 
+import numpy as np
+
 from dinov2_jax import errors
-from dinov2_jax.data import folder, listing, remote
+from dinov2_jax.data import (
+    folder,
+    headers,
+    listing,
+    patterns,
+    remote,
+    samples,
+    signatures,
+)
+from dinov2_jax.data.faults import Faults
 from dinov2_jax.data.record import Record
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
+CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
 
 
 class Tar:
     """All images in uncompressed tar files, here or behind a URL.
 
-    The label is the number in the .cls file of the same name, as WebDataset writes
-    it, else the first folder inside. The headers are read once and the positions kept
-    in cache_dir, as for Folder.
+    The label is the number in the .cls file of the same name or key, as WebDataset
+    writes it, else the first folder inside. The headers are read once and the positions
+    kept in cache_dir, as for Folder. Links lead to what they lead to inside of the file.
+    What is damaged, repeated or leads nowhere is left out and told in `faults`.
     """
 
     def __init__(self, pattern: str, cache_dir: str | os.PathLike | None = None):
         """
         Args:
-            pattern: path or URL of tar files, see `remote.find`.
+            pattern: path or URL of tar files, see `patterns.find`.
             cache_dir: where the positions are kept, or None.
-        Raises: ValueError if no file matches, one is compressed, or none has images.
+        Raises: ValueError if no file matches, one is cut short or no tar file, or none
+            has images.
         """
-        self._shards = remote.find(pattern)
+        spec = f"tar:{pattern}"
+        self._shards, notes = patterns.find("tar", pattern)
         self._open: dict[int, int] = {}  # file descriptors, one set a process
-        if not self._shards:
-            raise errors.InputError(f"tar:{pattern} matches no file.")
         places = [
             x if remote.is_remote(x) else os.path.abspath(x) for x in self._shards
         ]
-        kept = listing.cache_path(cache_dir, "tar", *places)
+        kept = listing.cache_path(cache_dir, "tar", "2", *places)
         found = listing.load(kept)
         if found is None:
-            other, watched = collections.Counter(), [os.fsencode(x) for x in places]
-            found = listing.build(_members(self._shards, other), 3, watched, kept)
-            folder.report(f"tar:{pattern}", found, other)
+            found = _listed(spec, self._shards, places, kept)
         self._files, self.classes = found, found.classes
+        without = np.count_nonzero(found.labels < 0) if found.classes else 0
+        if without:
+            logging.getLogger(__name__).warning(
+                "%s: %d of %d images have no label", spec, without, len(found)
+            )
+        faults = Faults([*notes, *found.notes])
+        faults.tell(spec)
+        self.faults = tuple(faults.lines)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -74,49 +95,173 @@ class Tar:
         return self.__dict__ | {"_open": {}}
 
 
-def _members(shards: list[str], other: collections.Counter) -> Iterator[listing.Entry]:
-    """Names, (shard, first byte, bytes) and labels of the images in tar files."""
+def _listed(spec: str, shards: list[str], places: list[str], kept) -> listing.Listing:
+    """The images of tar files. Raises: ValueError if there is none."""
+    other, faults, refused = collections.Counter(), Faults(), []
+    rows = _members(shards, other, faults, refused)
+    members = listing.build(rows, len(samples.COLUMNS), [], None)
+    try:
+        if refused:
+            more = "" if len(refused) == 1 else f" ({len(refused)} such shards)"
+            raise errors.InputError(f"{patterns.named(refused)}{more}.")
+        images = samples.entries(
+            members,
+            shards,
+            lambda shard, hashes: _places(shards[shard], shard, hashes),
+            other,
+            faults,
+        )
+        watched = [os.fsencode(place) for place in places]
+        found = listing.build(images, 3, watched, kept, faults.lines)
+    finally:
+        members.file.unlink()
+    folder.report(spec, found, other)
+    return found
+
+
+def _members(
+    shards: list[str], other: collections.Counter, faults: Faults, refused: list[str]
+) -> Iterator[listing.Entry]:
+    """Images, labels and links of tar files, with `samples.COLUMNS`."""
     for number, shard in enumerate(shards):
-        try:
-            with (
-                _stream(shard) as stream,
-                tarfile.open(shard, "r:", stream) as members,
-            ):
-                yield from _images(members, number, other)
-        except tarfile.TarError as error:
-            raise errors.InputError(
-                f"{shard} cannot be read as an uncompressed tar file ({error}); "
-                "unpack compressed ones, their members have no fixed position."
-            ) from error
+        with _stream(shard) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            wrong = _wrong(stream.read(512))
+            if wrong:
+                refused.append(f"{shard} {wrong}")
+                continue
+            stream.seek(0)
+            members, end, images = headers.Headers(shard, stream), 0, 0
+            while (member := members.next()) is not None:
+                members.members.clear()  # or it keeps them all
+                stored = members.offset - member.offset_data  # with its padding
+                end = member.offset_data + min(member.size, stored)
+                if end > size:
+                    break
+                row = _row(members, member, number, other, faults)
+                if row is not None:
+                    images += row[1][0] != samples.LABEL
+                    yield row
+        if end > size:
+            refused.append(
+                f"{shard} is cut short: {member.name} ends at byte {end}, but the file "
+                f"has {size}; copy it again"
+            )
+        elif (
+            end
+            and size % headers.BLOCK
+            and (size // headers.BLOCK * headers.BLOCK, None) in members.damage
+        ):
+            refused.append(f"{shard} is cut short within a header; copy it again")
+        elif not end and members.damage:
+            refused.append(
+                f"{shard} cannot be read as an uncompressed tar file: it has no valid "
+                "header"
+            )
+        else:
+            _judge(shard, members, images, faults)
 
 
-def _images(members: tarfile.TarFile, shard: int, other: collections.Counter):
-    """Entries of one file; those of one key stand side by side."""
-    key, images, label = None, [], None
-    for member in members:
-        members.members.clear()  # or it keeps them all
-        if not member.isfile():
-            continue
-        name = os.fsencode(member.name.removeprefix("./"))
-        head, _, base = name.rpartition(b"/")
-        this = (head, base.partition(b".")[0])
-        if this != key:
-            yield from ((*image, label) for image in images)
-            key, images, label = this, [], None
-        if name.endswith(b".cls"):
-            label = _label(members, member)
-        elif folder.is_image(name, other):
-            images.append((name, (shard, member.offset_data, member.size)))
-    yield from ((*image, label) for image in images)
+def _wrong(head: bytes) -> str | None:
+    """Why a file that begins so is refused; None if it may be a tar file."""
+    what = signatures.described(head)
+    if what in (None, "a tar file", "zeros"):
+        return None
+    if what.endswith("compressed"):
+        return (
+            f"cannot be read as an uncompressed tar file: it is {what}; unpack it, the "
+            "members of a compressed one have no fixed position"
+        )
+    return (
+        f"cannot be read as an uncompressed tar file: it is {what}; copy or pack it "
+        "again"
+    )
 
 
-def _label(members: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+def _judge(shard: str, members: headers.Headers, images: int, faults: Faults) -> None:
+    """Keep what is wrong with a file as a whole."""
+    for start, stop in members.damage:
+        rest = "to its end" if stop is None else f"to byte {stop}, where one is valid"
+        faults.add(
+            f"{shard} has no valid header at byte {start}; what stands from there "
+            f"{rest} is left out"
+        )
+    if not (members.ended or members.damage):
+        faults.add(f"{shard} has no mark of its end; it may be cut short")
+    if not images:
+        faults.add(f"{shard} has no image")
+
+
+def _row(
+    members: headers.Headers, member: tarfile.TarInfo, shard: int, other, faults: Faults
+) -> listing.Entry | None:
+    """What `_members` tells of a member; None if it is nothing to read."""
+    link = member.islnk() or member.issym()
+    if not (link or member.isreg()):
+        return None
+    name, scope = _name(member.name), b"%d %d " % (shard, members.archive)
+    base = name.rpartition(b"/")[2]
+    if base.lower().endswith(b".cls") and not base.startswith(b"."):
+        kind = samples.LABEL
+    elif folder.is_image(name, other):
+        kind = samples.IMAGE
+    elif link:
+        kind = samples.OTHER_LINK
+    else:
+        return None
+    own, stem, key = samples.names(name, scope)
+    if link:
+        kind = kind if kind == samples.OTHER_LINK else kind + samples.LINK
+        start, size = samples.names(_target(member, name), scope)[0], 0
+    elif kind == samples.LABEL:
+        start, size = member.offset_data, _label(members, member)
+    elif member.issparse():
+        faults.add(f"{members.name}: {member.name} is stored with holes; pack it anew")
+        return None
+    else:
+        start, size = member.offset_data, member.size
+    return name, (kind, shard, start, size, own, stem, key), -1
+
+
+def _name(text: str) -> bytes:
+    """The name of a member without ./ and doubled slashes."""
+    name = text.encode("utf-8", "surrogateescape")
+    if name.startswith((b".", b"/")) or b"//" in name or b"/." in name:
+        name = posixpath.normpath(name).lstrip(b"/")
+    return name
+
+
+def _target(member: tarfile.TarInfo, name: bytes) -> bytes:
+    """The name that a link leads to; of a symbolic one from where it stands."""
+    target = member.linkname.encode("utf-8", "surrogateescape")
+    if member.issym() and not target.startswith(b"/"):
+        target = posixpath.join(posixpath.dirname(name), target)
+    return posixpath.normpath(target).lstrip(b"/")
+
+
+def _places(shard: str, number: int, hashes: set[int]) -> dict[int, tuple[int, int]]:
+    """Where the members of some names stand, whatever they are called."""
+    found = {}
+    with _stream(shard) as stream:
+        members = headers.Headers(shard, stream)
+        while (member := members.next()) is not None:
+            members.members.clear()
+            scope = b"%d %d " % (number, members.archive)
+            own = samples.names(_name(member.name), scope)[0]
+            if member.isreg() and not member.issparse() and own in hashes:
+                found[own] = member.offset_data, member.size
+    return found
+
+
+def _label(members: headers.Headers, member: tarfile.TarInfo) -> int:
     """The class in a .cls file. Raises: ValueError if it is no number."""
-    text = members.extractfile(member).read(32).decode(errors="replace").strip()
-    if not text.isdecimal() or int(text) >= 2**31:
+    members.fileobj.seek(member.offset_data)
+    text = members.fileobj.read(min(member.size, 32)).decode(errors="replace").strip()
+    if not text.isdecimal() or int(text) >= CLASSES:
         raise errors.InputError(
             f"{member.name} in {members.name} holds {text!r}; a .cls file holds the "
-            "number of a class, 0 or more."
+            f"number of a class, 0 to {CLASSES - 1}."
         )
     return int(text)
 

@@ -1,0 +1,39 @@
+"""What is wrong with a source that can be read nonetheless, counted and shown."""
+
+import logging
+
+KEPT = 1000  # lines that are kept of a source
+TOLD = 3  # lines that are told at once
+
+
+class Faults:
+    """Lines, each of which names a thing that is damaged, missing or contradictory."""
+
+    def __init__(self, lines: tuple[str, ...] | list[str] = ()):
+        self.lines, self._more = list(lines), 0
+
+    def add(self, line: str) -> None:
+        """Keep a line; of many, only the first, and how many more there were."""
+        line = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line)
+        if len(self.lines) < KEPT:
+            self.lines.append(line)
+            return
+        self._more += 1
+        self.lines[KEPT:] = [f"{self._more} more of this kind"]
+
+    def tell(self, spec: str) -> None:
+        """Say on standard error, in one line, what they are; nothing if there is none.
+
+        Args:
+            spec: of the source.
+        """
+        if self.lines:
+            count = len(self.lines) + max(self._more - 1, 0)
+            more = f"; and {count - TOLD} more" if count > TOLD else ""
+            logging.getLogger(__name__).warning(
+                "%s: %d faults: %s%s (dinov2-jax data check lists them)",
+                spec,
+                count,
+                "; ".join(self.lines[:TOLD]),
+                more,
+            )

@@ -170,7 +170,7 @@ def _of_run(folder: pathlib.Path, which: str) -> read.Weights:
         raise errors.InputError(f"which={which!r}; choose one of {', '.join(PARTS)}.")
     config = folder / "config.json"
     try:
-        model = json.loads(config.read_text())["model"]
+        model = json.loads(config.read_text(encoding="utf-8"))["model"]
         size = vit.variant(model["variant"])
         told = {
             "heads": model["heads"] or size["heads"],

@@ -12,6 +12,7 @@ from dinov2_jax.cli import data, workdir, workers
 from dinov2_jax.data import decode, manifest, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
+from dinov2_jax.escaping import escaped, shown
 from dinov2_jax.train import progress
 
 CHUNK = 1024  # records of a job
@@ -38,14 +39,14 @@ def main(options: argparse.Namespace) -> int:
     except ValueError as error:
         if not bad:
             raise
-        bad.append(str(error))
+        bad.append(shown(str(error)))
     for line in bad[:SHOWN]:
         print(line)
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (" in --out" if options.out else ""))
     if options.out:
         workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
-    print(f"{spec}: {records} records, {len(bad)} bad")
+    print(f"{shown(spec)}: {records} records, {len(bad)} bad")
     return int(bool(bad))
 
 
@@ -59,7 +60,8 @@ def _bad_shards(spec: str, number: int) -> Iterator[str]:
     sums = _each(_digest, paths, number, "shard")
     for shard, digest in zip(shards, sums, strict=True):
         if digest != shard["sha256"]:
-            yield f"{folder / shard['file']}: its SHA-256 is not that of the manifest"
+            file = escaped(folder / shard["file"])
+            yield f"{file}: its SHA-256 is not that of the manifest"
 
 
 def _bad_records(source: Source, number: int, decoded: bool) -> list[str]:
@@ -78,7 +80,7 @@ def _bad_of(source: Source, decoded: bool, start: int) -> list[str]:
             if decoded:
                 decode.decode(record.image)
         except (OSError, decode.DecodeError) as error:
-            found.append(f"{index}\t{source.name(index)}: {error}")
+            found.append(f"{index}\t{source.name(index)}: {shown(str(error))}")
     return found
 
 

@@ -18,6 +18,7 @@ from dinov2_jax.cli import assemble, data, workdir
 from dinov2_jax.data import augment, decode, draws, pipeline, resizing, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
+from dinov2_jax.escaping import shown
 from dinov2_jax.models import vit
 from dinov2_jax.viz import sources as pictures
 
@@ -61,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
             options.out / "stats.json", json.dumps(found, indent=2) + "\n"
         )
         pictures.write(options.out / "stats.png", found)
-        print(f"{options.out}/stats.json, stats.png")
+        print(f"{shown(str(options.out))}/stats.json, stats.png")
     return 0
 
 
@@ -74,7 +75,7 @@ def described(source: Source, ids: np.ndarray, max_pixels: int) -> dict[str, Any
             record, _ = Reader(source).record(int(index))
             pixels = decode.decode(record.image, max_pixels=max_pixels)
         except (OSError, decode.DecodeError) as error:
-            unreadable.append(f"{source.name(int(index))}: {error}")
+            unreadable.append(f"{source.name(int(index))}: {shown(str(error))}")
             continue
         plain = isinstance(record.image, np.ndarray)
         formats["array" if plain else FORMATS.get(record.image[:2], "other")] += 1
@@ -183,7 +184,7 @@ def text(found: dict[str, Any]) -> str:
     formats = ", ".join(f"{n} {name}" for name, n in found["formats"].items())
     bad = found["unreadable"]
     lines = [
-        f"{found['source']}: {found['records']} records",
+        f"{shown(found['source'])}: {found['records']} records",
         f"sample  {found['sample']}: {formats}; {len(bad)} unreadable",
         *[f"        {line}" for line in bad[:5]],
         f"bytes   {_range(found['bytes'])}",

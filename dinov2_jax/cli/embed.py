@@ -348,5 +348,5 @@ def fingerprint(source: Source, names: int = 256) -> str:
     count = min(names, len(source))
     for i in range(count):
         name = source.name(i * len(source) // count)
-        found.update(os.path.basename(name).encode(errors="surrogateescape"))
+        found.update(os.path.basename(name).encode())
     return found.hexdigest()

@@ -284,7 +284,7 @@ def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.J
 def _there(job: results.Job) -> dict | None:
     """The results of this very job, if they are there."""
     try:
-        about = json.loads((job.out / "results.json").read_text())
+        about = json.loads((job.out / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     wanted = results.asked(job)

@@ -22,6 +22,7 @@ from dinov2_jax.cli import frozen, heads, results
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.data import labelled, sources
 from dinov2_jax.data.batch import normalize
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
 from dinov2_jax.models import probes
 
@@ -176,9 +177,10 @@ def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
 def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
     """Labels of each image: a JSON list by the number, from 1, that ends its name."""
     try:
-        lists = json.loads(path.expanduser().read_text())
+        lists = json.loads(path.expanduser().read_text(encoding="utf-8"))
         numbers = [
-            int(re.findall(r"\d+", pathlib.Path(n).stem)[-1]) for n in test.names
+            int(re.findall(r"\d+", pathlib.Path(unescaped(n)).stem)[-1])
+            for n in test.names
         ]
         if min(numbers) < 1:
             raise errors.InputError("numbers start at 1")

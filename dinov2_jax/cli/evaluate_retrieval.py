@@ -18,6 +18,7 @@ from dinov2_jax.cli import frozen, ground_truth
 from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.data import decode, sources
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
 
@@ -163,7 +164,8 @@ def _revisited(job: Job, apply) -> Outcome:
     known = ground_truth.read(pathlib.Path(s.truth).expanduser())
     spec = job.val
     all_images = sources.open_source(spec)
-    names = [pathlib.Path(all_images.name(i)).stem for i in range(len(all_images))]
+    names = map(unescaped, map(all_images.name, range(len(all_images))))
+    names = [pathlib.Path(name).stem for name in names]
     places = {name: number for number, name in enumerate(names)}
     lost = [n for n in (*known.images, *known.queries) if n not in places]
     if lost:

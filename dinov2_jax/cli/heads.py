@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, sharding
+from dinov2_jax import errors, sharding, writing
 from dinov2_jax.cli import results
 from dinov2_jax.cli.results import Job, Table
 from dinov2_jax.evals import linear
@@ -140,11 +139,10 @@ def chosen_of(right: dict[str, np.ndarray], s) -> tuple[tuple[str, int], dict]:
 def _save(path: pathlib.Path, state: linear.State, told: dict, history: list) -> None:
     """The state on disk, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     note = json.dumps(told | {"history": history})
     saved = {"state": jax.device_get(state)._asdict(), "note": note}
-    part.write_bytes(flax.serialization.msgpack_serialize(saved))
-    os.replace(part, path)
+    with writing.replacing(path) as part:
+        part.write_bytes(flax.serialization.msgpack_serialize(saved))
 
 
 def _restored(path: pathlib.Path, state: linear.State, told: dict):
@@ -169,11 +167,9 @@ def _restored(path: pathlib.Path, state: linear.State, told: dict):
 def save(path: pathlib.Path, heads, chosen: tuple[str, int], classes) -> None:
     """The chosen head alone: kernel, bias, which it is and its classes."""
     name, rate = chosen
-    part = path.with_name(path.name + ".part")
     parts = {k: np.asarray(heads[name][k][rate]) for k in ("kernel", "bias")}
-    with part.open("wb") as file:
+    with writing.replacing(path) as part, part.open("wb") as file:
         np.savez(file, kind=name, classes=np.array(classes), **parts)
-    os.replace(part, path)
 
 
 def tables(right: dict[str, np.ndarray], rates, history: list) -> list[Table]:

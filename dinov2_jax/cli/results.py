@@ -148,7 +148,7 @@ def _append(path: pathlib.Path, about: dict) -> None:
     if not path.exists():
         writer.writeheader()
     writer.writerow(line)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())

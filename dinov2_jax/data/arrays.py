@@ -4,14 +4,13 @@ import bisect
 import concurrent.futures
 import difflib
 import itertools
-import logging
 import os
 import re
 import struct
 
-from dinov2_jax import errors
+from dinov2_jax import errors, escaping
 from dinov2_jax.data import manifest, patterns, signatures
-from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.faults import Faults, say
 from dinov2_jax.data.record import Record
 
 PACKED = re.compile(r"data-\d+-of-\d+\.arrayrecord(\.part)?|\.parts")
@@ -197,14 +196,11 @@ class Tfds:
             if isinstance(feature, tfds.features.ClassLabel)
         }
         self._label = next((x for x in ("label", *labels) if x in labels), None)
-        self.classes = tuple(labels[self._label].names or ()) if self._label else ()
+        names = labels[self._label].names if self._label else None
+        self.classes = tuple(map(escaping.normalized, names or ()))
         if len(labels) > 1:
-            logging.getLogger(__name__).warning(
-                "%s: labels are those of %r; others are %s",
-                self._title,
-                self._label,
-                ", ".join(key for key in labels if key != self._label),
-            )
+            others = ", ".join(key for key in labels if key != self._label)
+            say(f"{self._title}: labels are those of {self._label!r}, not of {others}")
         try:
             self._data = builder.as_data_source(
                 split, decoders={self._image: tfds.decode.SkipDecoding()}

@@ -1,12 +1,10 @@
 """Which columns of Parquet files hold images and labels, and what the labels mean."""
 
 import json
-import logging
 import math
-import unicodedata
 
-from dinov2_jax import errors
-from dinov2_jax.data import patterns
+from dinov2_jax import errors, escaping
+from dinov2_jax.data import faults, patterns
 
 CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
@@ -43,16 +41,11 @@ class Kind:
         names = found.get("names") if isinstance(found, dict) else None
         if isinstance(names, dict):  # {"0": NAME}
             names = [names[key] for key in sorted(names, key=int)]
-        return tuple(class_name(str(name)) for name in names or ())
+        return tuple(escaping.normalized(str(name)) for name in names or ())
 
     def told(self) -> str:
         """The columns, for people."""
         return ", ".join(f"{field.name} ({field.type})" for field in self.schema)
-
-
-def class_name(text: str) -> str:
-    """The name of a class, the same for all spellings of its letters."""
-    return unicodedata.normalize("NFC", text)
 
 
 def image(kinds: list[Kind], spec: str, named: str | None) -> str:
@@ -224,9 +217,7 @@ def _field(kind: Kind, column: str):
 
 def _say(line: str, option: str, others: list[str]) -> None:
     """A warning of what was chosen, and from what."""
-    logging.getLogger(__name__).warning(
-        "%s; others are %s (parquet:FILES?%s=COLUMN takes one)",
-        line,
-        ", ".join(others),
-        option,
+    faults.say(
+        f"{line}; others are {', '.join(others)} (parquet:FILES?{option}=COLUMN takes "
+        "one)"
     )

@@ -5,14 +5,29 @@ import io
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from dinov2_jax import errors
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GB of RGB
 
 # Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+}
+if features.check("avif"):
+    _ENDINGS["AVIF"] = (".avif",)
+if features.check("jpg_2000"):
+    _ENDINGS["JPEG2000"] = (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
+FORMATS = tuple(_ENDINGS)
+EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
+"""In lower case, of the files that can be decoded here."""
 Image.init()  # registers them; Image.open(formats=...) fails on what is not registered
 
 
@@ -29,7 +44,7 @@ def decode(
     """The pixels of an encoded image.
 
     Args:
-        data: an encoded JPEG, PNG, WebP, BMP, GIF, TIFF or PPM (its first frame); or
+        data: an encoded image in any of FORMATS (its first frame); or
             [H W 3] uint8, which passes through.
         max_pixels: most H*W that the header may declare, checked before any
             allocation. Pillow's own limit of 178,956,970 holds besides.

@@ -11,6 +11,7 @@ from PIL import Image
 from dinov2_jax import errors
 from dinov2_jax.data import decode, dense_tfds, layouts
 from dinov2_jax.data.pair import Pair, require_one_size
+from dinov2_jax.escaping import escaped
 
 IGNORED = -1  # a label that counts nowhere
 LABELLED = {
@@ -46,13 +47,14 @@ class Pairs:
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
             raise errors.InputError(
-                f"{path} or {target} cannot be read: {error}; mend or remove both."
+                f"{escaped(path)} or {escaped(target)} cannot be read: {error}; mend or "
+                "remove both."
             ) from error
-        require_one_size(image, found, path, target)
+        require_one_size(image, found, escaped(path), escaped(target))
         return Pair(image, found)
 
     def name(self, index: int) -> str:
-        return self.images[index]
+        return escaped(self.images[index])
 
 
 def read_labels(path: str, classes: int, first: int = 0, ignore: int = 255):

@@ -1,6 +1,9 @@
 """What is wrong with a source that can be read nonetheless, counted and shown."""
 
+import functools
 import logging
+
+from dinov2_jax import escaping
 
 KEPT = 1000  # lines that are kept of a source
 TOLD = 3  # lines that are told at once
@@ -14,7 +17,7 @@ class Faults:
 
     def add(self, line: str) -> None:
         """Keep a line; of many, only the first, and how many more there were."""
-        line = "".join(x if x.isprintable() else ascii(x)[1:-1] for x in line)
+        line = escaping.shown(line)
         if len(self.lines) < KEPT:
             self.lines.append(line)
             return
@@ -30,10 +33,11 @@ class Faults:
         if self.lines:
             count = len(self.lines) + max(self._more - 1, 0)
             more = f"; and {count - TOLD} more" if count > TOLD else ""
-            logging.getLogger(__name__).warning(
-                "%s: %d faults: %s%s (dinov2-jax data check lists them)",
-                spec,
-                count,
-                "; ".join(self.lines[:TOLD]),
-                more,
-            )
+            first = "; ".join(self.lines[:TOLD])
+            say(f"{spec}: {count} faults: {first}{more}; data check lists them")
+
+
+@functools.cache
+def say(line: str) -> None:
+    """A warning that is not repeated where one command opens a source twice."""
+    logging.getLogger(__name__).warning("%s", escaping.shown(line))

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 from typing import TypedDict
+from unicodedata import normalize
 
 from dinov2_jax import errors
+from dinov2_jax.escaping import shown
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -39,7 +41,7 @@ def read(folder: str | os.PathLike) -> Manifest:
     folder = pathlib.Path(folder)
     path = folder / NAME
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise errors.InputError(f"format {found['format']} is not {FORMAT}")
         total = sum(shard["records"] for shard in found["shards"])
@@ -48,7 +50,9 @@ def read(folder: str | os.PathLike) -> Manifest:
                 f"{found['records']} records, but its shards hold {total}"
             )
         sizes = [(shard["file"], shard["bytes"]) for shard in found["shards"]]
-        tuple(found["classes"]), found["labelled"], found["source"]
+        # Escaped when they were packed, but by an older version not.
+        found["classes"] = [normalize("NFC", shown(x)) for x in found["classes"]]
+        found["labelled"], found["source"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.InputError(
             f"{path} is no list of a packed data set: {error}"

@@ -12,6 +12,7 @@ from PIL import Image
 from dinov2_jax.data import arrays, decode, manifest
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.escaping import shown
 
 OPTIONS = "group_size:1,uncompressed"  # each record alone; images are compressed
 
@@ -71,7 +72,8 @@ class Packer:
                 record, _ = reader.record(index)
                 image, changed = self._encoded(record)
             except (OSError, decode.DecodeError) as error:
-                skipped.append((index, f"{self.source.name(index)}: {error}"))
+                why = f"{self.source.name(index)}: {shown(str(error))}"
+                skipped.append((index, why))
                 continue
             shrunk += changed
             if record.label >= 0:

@@ -1,17 +1,16 @@
 """Images in Parquet files, as Hugging Face's datasets keep them."""
 
 import collections
-import logging
 import re
 import threading
 import urllib.parse
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, escaping
 from dinov2_jax.data import columns as choice
 from dinov2_jax.data import patterns, remote, signatures
-from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.faults import Faults, say
 from dinov2_jax.data.record import Record
 
 KEPT = 4  # decoded row groups that a process holds
@@ -76,11 +75,9 @@ class Parquet:
         self.faults = tuple(faults.lines)
         most = int(self._groups[:, 2].max())
         if most >= MANY:
-            logging.getLogger(__name__).warning(
-                "%s: each random read decodes a row group of up to %d rows; "
-                "dinov2-jax data pack makes files whose records are read alone.",
-                spec,
-                most,
+            say(
+                f"{spec}: each random read decodes a row group of up to {most} rows; "
+                "dinov2-jax data pack makes files whose records are read alone."
             )
         self.__setstate__(self.__dict__)
 
@@ -115,7 +112,9 @@ class Parquet:
     def _class(self, value, file: int) -> int | None:
         """The class of a label in a file, -1 if it has none; None if it is unknown."""
         if isinstance(value, str):
-            return self._texts.get(choice.class_name(value), -1 if not value else None)
+            return self._texts.get(
+                escaping.normalized(value), -1 if not value else None
+            )
         try:
             value = choice.number(value)
         except (ValueError, OverflowError):
@@ -133,7 +132,7 @@ class Parquet:
             texts = set()
             for number in range(len(self._paths)):
                 texts |= set(self._distinct(number))
-            names = {choice.class_name(x) for x in texts if x}
+            names = {escaping.normalized(x) for x in texts if x}
             self.classes, self._numbers = tuple(sorted(names)), [None] * len(kinds)
             return
         largest = [-1] * len(kinds)

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from dinov2_jax import errors
-from dinov2_jax.data import remote
+from dinov2_jax.data import remote, walk
 
 MANY = 1_000_000  # files that a pattern may list by braces
 NAMED = 3  # files that a line names
@@ -198,7 +198,7 @@ def _matches(kind: str, pattern: str) -> tuple[dict[str, object], bool]:
         return _remote_matches(kind, pattern)
     if os.path.isdir(pattern):
         folder = pattern.rstrip("/") or "/"
-        return _identities(_chosen(kind, folder, _below(folder))), True
+        return _identities(_chosen(kind, folder, _below(kind, folder))), True
     if os.path.lexists(pattern):
         return _identities([pattern]), False
     return _identities(_globbed(pattern)), True
@@ -246,14 +246,11 @@ def _remote_matches(kind: str, url: str) -> tuple[dict[str, object], bool]:
     return {x: x for x in map(system.unstrip_protocol, paths)}, True
 
 
-def _below(folder: str) -> list[str]:
-    """Paths of all files below a folder, but of hidden ones."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(x for x in folders if not x.startswith("."))
-        inner = os.path.relpath(parent, folder)
-        names = sorted(x for x in files if not x.startswith("."))
-        found += [x if inner == "." else f"{inner}/{x}" for x in names]
+def _below(kind: str, folder: str) -> list[str]:
+    """Paths of all files below a folder, but of hidden and service entries."""
+    ignored = walk.Ignored()
+    found = [os.fsdecode(path) for path in walk.Walk(folder, ignored).files()]
+    walk.tell(f"{kind}:{folder}", len(found), ignored, "files")
     return found
 
 

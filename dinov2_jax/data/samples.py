@@ -3,13 +3,12 @@
 A key is what WebDataset takes for it: the name up to the first dot of its last part.
 """
 
-import collections
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from dinov2_jax.data import listing
+from dinov2_jax import escaping
+from dinov2_jax.data import listing, walk
 from dinov2_jax.data.faults import Faults
 
 COLUMNS = ["kind", "shard", "start", "size", "own", "stem", "key"]
@@ -48,7 +47,7 @@ def entries(
     members: listing.Listing,
     shards: list[str],
     locate: Locate,
-    other: collections.Counter,
+    ignored: walk.Ignored,
     faults: Faults,
 ) -> Iterator[listing.Entry]:
     """The images, in their order, with the labels of their .cls files.
@@ -57,19 +56,19 @@ def entries(
         members: images, labels and links with COLUMNS.
         shards: names of the tar files.
         locate: looks for what links lead to.
-        other: takes the extensions of pictures that belong to another picture.
+        ignored: takes the extensions of pictures that belong to another picture.
         faults: takes what is damaged or contradictory.
     """
     table = dict(zip(COLUMNS, map(np.array, members.extra.T), strict=True))
 
     def name(row: int) -> str:
-        path = os.fsdecode(members.path(row))
-        return f"{shards[table['shard'][row]]}/{path}"
+        shard = escaping.escaped(shards[table["shard"][row]])
+        return f"{shard}/{escaping.escaped(members.path(row))}"
 
     _drop_repeated(table, name, faults)
     _follow(table, locate, name, faults)
     labels, has_own = _labels(table, name, faults)
-    _drop_companions(table, members, has_own, other)
+    _drop_companions(table, members, has_own, ignored)
     for row in np.flatnonzero(table["kind"] == IMAGE):
         place = tuple(int(table[column][row]) for column in ("shard", "start", "size"))
         label = None if labels is None else int(labels[row])
@@ -149,7 +148,7 @@ def _labels(table: dict, name, faults: Faults) -> tuple[np.ndarray | None, np.nd
     return labels, has_own
 
 
-def _drop_companions(table, members, has_own, other: collections.Counter) -> None:
+def _drop_companions(table, members, has_own, ignored: walk.Ignored) -> None:
     """Leaves out 0001.seg.png beside 0001.jpg, and such where 0001.jpg is missing.
 
     A number between the dots, or a label of its own, makes it an image like others.
@@ -173,4 +172,4 @@ def _drop_companions(table, members, has_own, other: collections.Counter) -> Non
     for row, ending in rows:
         if ending in beside:
             table["kind"][row] = DROPPED
-            other[os.fsdecode(ending)] += 1
+            ignored.files[escaping.escaped(ending)] += 1

@@ -1,7 +1,6 @@
 """Opening the images that a spec names, one source or several by weight."""
 
 import difflib
-import logging
 import os
 import re
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data import arrays, demo, folder, parquet, patterns, remote, tar
+from dinov2_jax.data.faults import say
 from dinov2_jax.data.record import Record, Source
 
 KINDS = ("folder", "tar", "parquet", "tfds", "arrayrecord", "demo")
@@ -44,9 +44,9 @@ class Mixture:
         if any(set(source.classes) != set(self.classes) for source in sources):
             self.classes = ()
             if all(source.classes for source in sources):
-                logging.getLogger(__name__).warning(
-                    "%d sources that name different classes are mixed without labels",
-                    len(sources),
+                say(
+                    f"{len(sources)} sources that name different classes are mixed "
+                    "without labels"
                 )
         places = {name: number for number, name in enumerate(self.classes)}
         self._labels = [

@@ -1,7 +1,5 @@
 """Images in tar files, read at their positions: WebDataset shards and plain folders."""
 
-import collections
-import logging
 import os
 import posixpath
 import tarfile
@@ -9,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, escaping
 from dinov2_jax.data import (
     folder,
     headers,
@@ -18,8 +16,9 @@ from dinov2_jax.data import (
     remote,
     samples,
     signatures,
+    walk,
 )
-from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.faults import Faults, say
 from dinov2_jax.data.record import Record
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
@@ -52,13 +51,12 @@ class Tar:
         kept = listing.cache_path(cache_dir, "tar", "2", *places)
         found = listing.load(kept)
         if found is None:
-            found = _listed(spec, self._shards, places, kept)
+            found = _listed(self._shards, places, kept)
+        folder.report(spec, found)
         self._files, self.classes = found, found.classes
         without = np.count_nonzero(found.labels < 0) if found.classes else 0
         if without:
-            logging.getLogger(__name__).warning(
-                "%s: %d of %d images have no label", spec, without, len(found)
-            )
+            say(f"{spec}: {without} of {len(found)} images have no label")
         faults = Faults([*notes, *found.notes])
         faults.tell(spec)
         self.faults = tuple(faults.lines)
@@ -89,17 +87,17 @@ class Tar:
 
     def name(self, index: int) -> str:
         shard = self._shards[self._files.extra[index, 0]]
-        return f"{shard}/{os.fsdecode(self._files.path(index))}"
+        return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}
 
 
-def _listed(spec: str, shards: list[str], places: list[str], kept) -> listing.Listing:
-    """The images of tar files. Raises: ValueError if there is none."""
-    other, faults, refused = collections.Counter(), Faults(), []
-    rows = _members(shards, other, faults, refused)
-    members = listing.build(rows, len(samples.COLUMNS), [], None)
+def _listed(shards: list[str], places: list[str], kept) -> listing.Listing:
+    """The images of tar files. Raises: ValueError if one cannot be read."""
+    ignored, faults, refused = walk.Ignored(), Faults(), []
+    rows = _members(shards, ignored, faults, refused)
+    members = listing.build(rows, len(samples.COLUMNS), [], None, walk.Ignored())
     try:
         if refused:
             more = "" if len(refused) == 1 else f" ({len(refused)} such shards)"
@@ -108,19 +106,18 @@ def _listed(spec: str, shards: list[str], places: list[str], kept) -> listing.Li
             members,
             shards,
             lambda shard, hashes: _places(shards[shard], shard, hashes),
-            other,
+            ignored,
             faults,
         )
         watched = [os.fsencode(place) for place in places]
-        found = listing.build(images, 3, watched, kept, faults.lines)
+        found = listing.build(images, 3, watched, kept, ignored, faults.lines)
     finally:
         members.file.unlink()
-    folder.report(spec, found, other)
     return found
 
 
 def _members(
-    shards: list[str], other: collections.Counter, faults: Faults, refused: list[str]
+    shards: list[str], ignored: walk.Ignored, faults: Faults, refused: list[str]
 ) -> Iterator[listing.Entry]:
     """Images, labels and links of tar files, with `samples.COLUMNS`."""
     for number, shard in enumerate(shards):
@@ -139,7 +136,7 @@ def _members(
                 end = member.offset_data + min(member.size, stored)
                 if end > size:
                     break
-                row = _row(members, member, number, other, faults)
+                row = _row(members, member, number, ignored, faults)
                 if row is not None:
                     images += row[1][0] != samples.LABEL
                     yield row
@@ -194,17 +191,20 @@ def _judge(shard: str, members: headers.Headers, images: int, faults: Faults) ->
 
 
 def _row(
-    members: headers.Headers, member: tarfile.TarInfo, shard: int, other, faults: Faults
+    members: headers.Headers,
+    member: tarfile.TarInfo,
+    shard: int,
+    ignored: walk.Ignored,
+    faults: Faults,
 ) -> listing.Entry | None:
     """What `_members` tells of a member; None if it is nothing to read."""
     link = member.islnk() or member.issym()
     if not (link or member.isreg()):
         return None
     name, scope = _name(member.name), b"%d %d " % (shard, members.archive)
-    base = name.rpartition(b"/")[2]
-    if base.lower().endswith(b".cls") and not base.startswith(b"."):
+    if name.lower().endswith(b".cls") and not walk.is_service(name):
         kind = samples.LABEL
-    elif folder.is_image(name, other):
+    elif folder.is_image(name, ignored):
         kind = samples.IMAGE
     elif link:
         kind = samples.OTHER_LINK

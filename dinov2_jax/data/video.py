@@ -7,8 +7,9 @@ import re
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, folder
+from dinov2_jax.data import decode, folder, walk
 from dinov2_jax.data.record import Record
+from dinov2_jax.escaping import escaped, normalized
 
 VIDEOS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".mpg", ".mpeg", ".m4v")
 
@@ -38,17 +39,22 @@ class Frames:
         self.root, self.frames = os.path.abspath(os.path.expanduser(root)), frames
         if not os.path.isdir(self.root):
             raise errors.InputError(f"folder:{root} is not a folder ({self.root}).")
-        self.classes = tuple(e.name for e in _entries(self.root) if e.is_dir())
+        ignored = walk.Ignored()
+        found = walk.Walk(self.root, ignored)
+        kinds = [name for name, is_folder in _entries(found) if is_folder]
+        self.classes = tuple(map(normalized, kinds))
         clips = [
             (name, label)
-            for label, kind in enumerate(self.classes)
-            for name in _clips(self.root, kind)
+            for label, kind in enumerate(kinds)
+            for name in _clips(found, kind)
         ]
         if not clips:
             raise errors.InputError(
-                f"folder:{root} holds no clip; it needs CLASS/CLIP/FRAME.jpg, or "
-                f"CLASS/CLIP with one of {' '.join(VIDEOS)}."
+                f"folder:{root} holds no clip (ignored: {ignored or 'nothing'}); it "
+                "needs CLASS/CLIP/FRAME.jpg, or CLASS/CLIP with one of "
+                f"{' '.join(VIDEOS)}."
             )
+        walk.tell(f"folder:{root}", len(clips), ignored, "clips")
         if any(name.lower().endswith(VIDEOS) for name, _ in clips):
             library()
         kept = min(limit or len(clips), len(clips))
@@ -63,17 +69,16 @@ class Frames:
         path = os.path.join(self.root, name)
         if not os.path.isdir(path):
             return Record(_decoded(path, self.frames)[frame], label)
-        files = _pictures(path)
+        files = _pictures(walk.Walk(path, walk.Ignored()), "")
         if not files:
-            raise decode.DecodeError(f"{path} holds no picture any more.")
-        with open(
-            os.path.join(path, files[at(self.frames, len(files))[frame]]), "rb"
-        ) as f:
-            return Record(f.read(), label)
+            raise decode.DecodeError(f"{escaped(path)} holds no picture any more.")
+        file = os.path.join(path, files[at(self.frames, len(files))[frame]])
+        with open(file, "rb") as picture:
+            return Record(picture.read(), label)
 
     def name(self, index: int) -> str:
         clip, frame = divmod(int(index), self.frames)
-        return f"{os.path.join(self.root, self.clips[clip][0])} frame {frame}"
+        return f"{escaped(os.path.join(self.root, self.clips[clip][0]))} frame {frame}"
 
 
 def at(frames: int, length: int) -> list[int]:
@@ -81,11 +86,11 @@ def at(frames: int, length: int) -> list[int]:
     return [(2 * i + 1) * length // (2 * frames) for i in range(frames)]
 
 
-def _entries(path: str) -> list[os.DirEntry]:
-    """What a folder holds, hidden files apart, by the numbers in the names."""
-    with os.scandir(path) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(found, key=lambda entry: _order(entry.name))
+def _entries(found: walk.Walk, path: str = "") -> list[tuple[str, bool]]:
+    """What a folder of a walk holds, by the numbers in the names."""
+    entries = found.entries(os.fsencode(path))
+    named = [(os.fsdecode(name), is_folder) for name, is_folder in entries]
+    return sorted(named, key=lambda entry: _order(entry[0]))
 
 
 def _order(name: str) -> tuple:
@@ -94,35 +99,34 @@ def _order(name: str) -> tuple:
     return [int(x) if i % 2 else x for i, x in enumerate(parts)], name
 
 
-def _clips(root: str, kind: str) -> list[str]:
+def _clips(found: walk.Walk, kind: str) -> list[str]:
     """Clips of a class, as paths below the root."""
-    found, other = [], []
-    for entry in _entries(os.path.join(root, kind)):
-        if entry.is_dir():
-            if _pictures(entry.path):
-                found.append(os.path.join(kind, entry.name))
-            else:
-                other.append(entry.name)
-        elif entry.name.lower().endswith(VIDEOS):
-            found.append(os.path.join(kind, entry.name))
-        elif _is_picture(entry.name):
-            other.append(entry.name)
+    clips, other = [], []
+    for name, is_folder in _entries(found, kind):
+        path = os.path.join(kind, name)
+        if is_folder:
+            lost = found.ignored.entries[walk.UNREADABLE]
+            if _pictures(found, path):
+                clips.append(path)
+            elif found.ignored.entries[walk.UNREADABLE] == lost:
+                other.append(path)
+        elif name.lower().endswith(VIDEOS):
+            clips.append(path)
+        elif folder.is_image(name, found.ignored):
+            other.append(path)
     if other:
         raise errors.InputError(
-            f"{os.path.join(root, kind)} holds {len(other)} things that are no clip, such "
-            f"as {other[0]}; each clip is a video file, or a folder with its pictures."
+            f"{escaped(os.path.join(found.root, os.fsencode(kind)))} holds {len(other)} "
+            f"things that are no clip, such as {escaped(os.path.basename(other[0]))}; "
+            "each clip is a video file, or a folder with its pictures."
         )
-    return found
+    return clips
 
 
-def _pictures(path: str) -> list[str]:
+def _pictures(found: walk.Walk, path: str) -> list[str]:
     """Pictures of a clip in their order."""
-    return [entry.name for entry in _entries(path) if _is_picture(entry.name)]
-
-
-def _is_picture(name: str) -> bool:
-    """Whether a file name says image."""
-    return os.fsencode(os.path.splitext(name)[1].lower()) in folder.EXTENSIONS
+    names = [name for name, is_folder in _entries(found, path) if not is_folder]
+    return [name for name in names if folder.is_image(name, found.ignored)]
 
 
 def library():

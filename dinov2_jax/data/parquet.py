@@ -15,14 +15,15 @@ from dinov2_jax.data.record import Record
 
 KEPT = 4  # decoded row groups that a process holds
 MANY = 256  # rows of a group from which random reads are told to be slow
-QUERY = re.compile(r"(.*?)\?((?:(?:image|label)=[^&]*&?)+)", re.DOTALL)
+QUERY = re.compile(r"(.*?)\?((?:(?:image|label)=[^&;@]*&?)+)", re.DOTALL)
 
 
 def columns(text: str) -> tuple[str, str | None, str | None]:
     """The pattern, the column of images and that of labels in FILES?image=A&label=B.
 
     Args:
-        text: what stands behind parquet:. In the name of a column, %26 is an &.
+        text: what stands behind parquet:. In the name of a column, %26 is an &, %40
+            an @ and %3B a semicolon.
     Returns: None for a column that is not named; "" for ?label=, no labels.
     """
     match = QUERY.fullmatch(text)
@@ -130,13 +131,15 @@ class Parquet:
         """The names of the labels. Raises: ValueError if one is beyond them."""
         if choice.is_text(kinds, self._label):
             texts = set()
-            for number in range(len(self._paths)):
+            for number in np.unique(self._groups[self._groups[:, 2] > 0, 0]).tolist():
                 texts |= set(self._distinct(number))
             names = {escaping.normalized(x) for x in texts if x}
             self.classes, self._numbers = tuple(sorted(names)), [None] * len(kinds)
             return
         largest = [-1] * len(kinds)
         for number, one in enumerate(metadata):
+            if not one.num_rows:
+                continue
             kind = kinds[self._kinds[number]]
             low, high = _bounds(one, self._label) or self._range(number)
             names = kind.names(self._label)

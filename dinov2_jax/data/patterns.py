@@ -102,21 +102,18 @@ def named(names: list[str]) -> str:
 
 def _parts(pattern: str) -> list[str]:
     """What stands between the :: of a list, as WebDataset writes it."""
-    start = 0 if remote.is_remote(pattern) else _literal(os.path.expanduser(pattern))
-    pattern = os.path.expanduser(pattern) if start else pattern
     parts: list[str] = []
-    for piece in pattern[start:].split("::"):
+    while pattern:
+        pattern = os.path.expanduser(pattern)
+        end = pattern.find("::", _literal(pattern))
+        end = len(pattern) if end < 0 else end
+        piece, pattern = pattern[:end], pattern[end + 2 :]
         before = parts[-1].rpartition("::")[2] if parts else ""
         if before.partition("://")[0] in CHAINS:
             parts[-1] += f"::{piece}"
-        else:
+        elif piece:
             parts.append(piece)
-    parts[0] = pattern[:start] + parts[0]
-    return [
-        part if remote.is_remote(part) else os.path.expanduser(part)
-        for part in parts
-        if part
-    ]
+    return parts
 
 
 def _literal(path: str) -> int:

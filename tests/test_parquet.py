@@ -11,7 +11,7 @@ import tars
 from pyarrow import parquet
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.data import faults, sources
+from dinov2_jax.data import sources, walk
 
 JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 
@@ -19,7 +19,7 @@ JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 @pytest.fixture(autouse=True)
 def _said_anew():
     """Lines are said once a process; each test is one of its own."""
-    faults.say.cache_clear()
+    walk.say.cache_clear()
 
 
 def write(path, columns, names=None, groups=None, **options):
@@ -92,7 +92,7 @@ def test_numbers_without_names_are_classes_and_null_is_no_label(tmp_path, labels
     assert listed(source) == list(enumerate(["2", "0", None, "1"]))
 
 
-def test_columns_of_other_names_are_found_told_and_named(tmp_path, caplog):
+def test_columns_of_other_names_are_found_told_and_named(tmp_path, capsys):
     columns = {
         "mask": [b"mask"] * 2,
         "photo": JPEGS[:2],
@@ -103,8 +103,9 @@ def test_columns_of_other_names_are_found_told_and_named(tmp_path, caplog):
     spec = f"parquet:{write(tmp_path / 'x.parquet', columns)}"
     source = sources.open_source(spec)
     assert listed(source) == [(0, "dog"), (1, "eel")]
-    assert "labels are those of 'fine_label'; others are coarse_label" in caplog.text
-    assert "images are those of 'photo'; others are mask" in caplog.text
+    said = capsys.readouterr().err
+    assert "labels are those of 'fine_label'; others are coarse_label" in said
+    assert "images are those of 'photo'; others are mask" in said
     named = sources.open_source(f"{spec}?image=photo&label=coarse_label")
     assert listed(named) == [(0, "pet"), (1, "fish")]
     mixed = sources.open_source(f"{spec}?label=id@3;{spec}?label=@1")
@@ -113,10 +114,10 @@ def test_columns_of_other_names_are_found_told_and_named(tmp_path, caplog):
     assert sources.open_source(f"{spec}?image=mask")[0].image == b"mask"
 
 
-def test_labels_of_an_unknown_column_are_asked_for(tmp_path, caplog):
+def test_labels_of_an_unknown_column_are_asked_for(tmp_path, capsys):
     path = write(tmp_path / "x.parquet", {"image": JPEGS[:2], "kind": ["b", "a"]})
     assert listed(sources.open_source(f"parquet:{path}")) == [(0, None), (1, None)]
-    assert "no column of labels is known; others are kind" in caplog.text
+    assert "no column of labels is known; others are kind" in capsys.readouterr().err
     assert listed(sources.open_source(f"parquet:{path}?label=kind")) == [
         (0, "b"),
         (1, "a"),
@@ -222,7 +223,7 @@ def test_a_damaged_page_is_a_record_that_cannot_be_read(tmp_path):
         source[1]
 
 
-def test_a_folder_is_all_its_files_but_not_two_splits(tmp_path, caplog):
+def test_a_folder_is_all_its_files_but_not_two_splits(tmp_path, capsys):
     root = tmp_path / "set"
     for i in range(2):
         columns = {"image": JPEGS[2 * i : 2 * i + 2], "label": [0, 1]}

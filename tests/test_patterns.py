@@ -7,7 +7,7 @@ import recordfiles
 import tars
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.data import arrays, faults, patterns, sources
+from dinov2_jax.data import arrays, patterns, sources, walk
 
 JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 
@@ -15,7 +15,7 @@ JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 @pytest.fixture(autouse=True)
 def _said_anew():
     """Lines are said once a process; each test is one of its own."""
-    faults.say.cache_clear()
+    walk.say.cache_clear()
 
 
 def shard(path, *numbers):
@@ -121,7 +121,7 @@ def test_a_list_that_never_ends_is_refused(kind, braces, tmp_path):
         sources.open_source(f"{kind}:{tmp_path}/{braces}.tar")
 
 
-def test_a_file_that_is_named_twice_is_read_once_and_told(tmp_path, caplog):
+def test_a_file_that_is_named_twice_is_read_once_and_told(tmp_path, capsys):
     for i in range(3):
         shard(tmp_path / f"{i}.tar", i)
     os.link(tmp_path / "1.tar", tmp_path / "hard.tar")
@@ -130,7 +130,7 @@ def test_a_file_that_is_named_twice_is_read_once_and_told(tmp_path, caplog):
     source = sources.open_source(spec)
     assert [source[i].label for i in range(len(source))] == [0, 1, 2]
     (fault,) = source.faults
-    assert "4 files are named twice" in fault and fault in caplog.text
+    assert "4 files are named twice" in fault and fault in capsys.readouterr().err
 
 
 def test_a_folder_is_read_at_any_depth_without_what_is_hidden(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import tars
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.data import faults, listing, sources
+from dinov2_jax.data import listing, sources, walk
 
 JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 
@@ -33,9 +33,7 @@ def checked(tmp_path, capsys, spec=None):
     return code, capsys.readouterr()
 
 
-def test_what_follows_a_damaged_header_is_read_and_the_damage_named(
-    tmp_path, capsys, caplog
-):
+def test_what_follows_a_damaged_header_is_read_and_the_damage_named(tmp_path, capsys):
     data = bytearray(tars.packed([x for i in range(6) for x in sample(i, i % 3)]))
     at = tars.offsets(data)["0002.jpg"]
     data[at + 10] ^= 0xFF
@@ -46,9 +44,10 @@ def test_what_follows_a_damaged_header_is_read_and_the_damage_named(
     after = tars.offsets(tars.packed([("a", JPEGS[2]), ("b", b"")]))["b"] + at
     line = f"x.tar has no valid header at byte {at}; what stands from there to byte"
     assert any(line in fault and f" {after}," in fault for fault in source.faults)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "x.tar: 2 faults: " in line and f"at byte {at}" in line
     code, said = checked(tmp_path, capsys)
     assert code == 1 and f"at byte {at}" in said.out and "5 records, 2 bad" in said.out
-    assert "2 faults: " in caplog.text and f"at byte {at}" in caplog.text
 
 
 @pytest.mark.parametrize("blank", [b"\0", b"\xff"])
@@ -144,13 +143,14 @@ def test_a_key_ends_at_its_first_dot(tmp_path):
     assert [label for _, label in tars.listed(source).values()] == [7, 5, 5]
 
 
-def test_a_mask_beside_an_image_is_no_image(tmp_path, caplog):
+def test_a_mask_beside_an_image_is_no_image(tmp_path, capsys):
     members = []
     for i in range(4):
         image = sample(i, i) if i != 2 else sample(i, i)[:1]  # one lacks its image
         members += [*image, (f"{i:04}.seg.png", b"a mask")]
     source = opened(tmp_path, tars.packed(members))
     assert tars.listed(source) == {f"{i:04}.jpg": (JPEGS[i], i) for i in (0, 1, 3)}
+    assert "4 .seg.png" in capsys.readouterr().err
 
 
 def test_of_two_members_of_one_name_the_last_is_taken_and_the_first_told(
@@ -211,13 +211,13 @@ def test_a_shard_cut_between_members_is_told(tmp_path):
     assert len(source) == 1 and "may be cut short" in source.faults[0]
 
 
-def test_a_kept_list_keeps_its_faults(tmp_path, monkeypatch, caplog):
+def test_a_kept_list_keeps_its_faults(tmp_path, monkeypatch, capsys):
     data = tars.packed([*sample(0, 1), *sample(0, 1)])
     (tmp_path / "x.tar").write_bytes(data)
     first = sources.open_source(f"tar:{tmp_path}/x.tar", cache_dir=tmp_path / "run")
     monkeypatch.setattr(listing, "build", lambda *_: pytest.fail("listed again"))
-    caplog.clear()
-    faults.say.cache_clear()  # as in another process
+    capsys.readouterr()
+    walk.say.cache_clear()  # as in another process
     again = sources.open_source(f"tar:{tmp_path}/x.tar", cache_dir=tmp_path / "run")
-    assert again.faults == first.faults and "is there again" in caplog.text
+    assert again.faults == first.faults and "is there again" in capsys.readouterr().err
     assert pickle.loads(pickle.dumps(again))[0] == first[0]

@@ -37,9 +37,10 @@ def below(source, root) -> list[str]:
     return [name.removeprefix(f"{root}/") for name in names]
 
 
-def told(caplog) -> str:
+def told(capsys) -> str:
     """The one line of what was ignored."""
-    (line,) = [r.getMessage() for r in caplog.records if "ignored" in r.getMessage()]
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "ignored" in line]
     return line
 
 
@@ -85,22 +86,22 @@ LEFT = [
 ]
 
 
-def test_hidden_and_service_entries_are_no_pictures_and_no_classes(tmp_path, caplog):
+def test_hidden_and_service_entries_are_no_pictures_and_no_classes(tmp_path, capsys):
     put(tmp_path, "cat/x.jpg", "dog/y.jpg", *LEFT)
     source = sources.open_source(f"folder:{tmp_path}")
     assert source.classes == ("cat", "dog")
     assert below(source, tmp_path) == ["cat/x.jpg", "dog/y.jpg"]
-    assert f"hidden or service entries: {len(LEFT)} (" in told(caplog)
+    assert f"hidden or service entries: {len(LEFT)} (" in told(capsys)
 
 
-def test_hidden_and_service_members_of_a_tar_are_no_pictures(tmp_path, caplog):
+def test_hidden_and_service_members_of_a_tar_are_no_pictures(tmp_path, capsys):
     put(tmp_path / "in", "cat/x.jpg", *LEFT)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(tmp_path / "in", ".")
     source = sources.open_source(f"tar:{tmp_path}/x.tar")
     assert source.classes == ("cat",)
     assert below(source, tmp_path) == ["x.tar/cat/x.jpg"]
-    assert f"hidden or service entries: {len(LEFT)} (" in told(caplog)
+    assert f"hidden or service entries: {len(LEFT)} (" in told(capsys)
 
 
 def test_a_root_may_be_hidden_itself(tmp_path):
@@ -109,12 +110,12 @@ def test_a_root_may_be_hidden_itself(tmp_path):
     assert len(sources.open_source(f"folder:{root}")) == 1
 
 
-def test_every_extension_that_decodes_is_read_and_others_are_counted(tmp_path, caplog):
+def test_every_extension_that_decodes_is_read_and_others_are_counted(tmp_path, capsys):
     names = ["a.jfif", "b.jpe", "c.JPG", "d.avif", "e.jp2", "f.webp"]
     put(tmp_path, *names, "g.heic", "h.HEIC", "i.txt", "README")
     source = sources.open_source(f"folder:{tmp_path}")
     assert below(source, tmp_path) == sorted(names, key=os.fsencode)
-    line = told(caplog)
+    line = told(capsys)
     assert "6 images; ignored 4 of 10 files: 2 .heic, " in line
     assert "1 .txt" in line and "1 without extension" in line
 
@@ -137,13 +138,13 @@ def odd(root) -> None:
     os.symlink("/", root / "cat/everything")
 
 
-def test_an_odd_entry_of_a_folder_is_passed_over_and_named(tmp_path, caplog):
+def test_an_odd_entry_of_a_folder_is_passed_over_and_named(tmp_path, capsys):
     root = tmp_path / "images"
     put(root, "cat/x.jpg", "dog/y.jpg")
     odd(root)
     source = sources.open_source(f"folder:{root}")
     assert below(source, root) == ["cat/x.jpg", "dog/y.jpg"]
-    line = told(caplog)
+    line = told(capsys)
     assert f"{walk.SPECIAL}: 3 (cat/pipe.jpg, cat/socket.jpg, cat/zero.jpg)" in line
     assert f"{walk.BROKEN}: 2 (cat/broken.jpg, cat/self.jpg)" in line
     assert f"{walk.AGAIN}: 5 (" in line
@@ -170,7 +171,7 @@ def test_links_to_files_and_to_folders_elsewhere_are_followed_once(tmp_path):
     assert source.classes == ("cat", "dog", "emu", "fox")
 
 
-def test_an_unreadable_folder_is_passed_over_until_it_can_be_read(unprivileged, caplog):
+def test_an_unreadable_folder_is_passed_over_until_it_can_be_read(unprivileged, capsys):
     root, lowered = unprivileged
     put(root, "cat/x.jpg", "owl/y.jpg")
     (root / "owl").chmod(0)
@@ -180,7 +181,7 @@ def test_an_unreadable_folder_is_passed_over_until_it_can_be_read(unprivileged, 
     with lowered():
         source = sources.open_source(f"folder:{root}", cache_dir=cache)
         assert below(source, root) == ["cat/x.jpg"]
-    assert f"{walk.UNREADABLE}: 1 (owl)" in told(caplog)
+    assert f"{walk.UNREADABLE}: 1 (owl)" in told(capsys)
     (root / "owl").chmod(0o755)
     assert len(sources.open_source(f"folder:{root}", cache_dir=cache)) == 2
 
@@ -193,14 +194,14 @@ def test_an_unreadable_root_says_so(unprivileged):
         sources.open_source(f"folder:{root}/owl")
 
 
-def test_a_kept_list_tells_again_what_it_left_out(tmp_path, caplog):
+def test_a_kept_list_tells_again_what_it_left_out(tmp_path, capsys):
     put(tmp_path / "images", "cat/x.jpg", "cat/y.heic", "cat/._x.jpg")
     spec, lines = f"folder:{tmp_path}/images", []
     for _ in range(2):
-        walk._tell.cache_clear()
-        caplog.clear()
+        walk.say.cache_clear()
+        capsys.readouterr()
         sources.open_source(spec, cache_dir=tmp_path / "lists")
-        lines.append(told(caplog))
+        lines.append(told(capsys))
     assert lines[0] == lines[1] and "1 .heic" in lines[0]
     (kept,) = (tmp_path / "lists").glob("*.npz")
     assert listing.load(kept) is not None
@@ -228,16 +229,16 @@ def pairs(root) -> str:
     return f"pairs:{root}/images,{root}/maps"
 
 
-def test_pairs_are_regular_files_each_once(tmp_path, caplog):
+def test_pairs_are_regular_files_each_once(tmp_path, capsys):
     source = dense.open_labels(pairs(tmp_path), classes=2)
     assert below(source, tmp_path / "images") == ["a/cafe\u0301.jpg", "a/x.jpg"]
     assert source[0].image.shape == (8, 8, 3)
-    line = told(caplog)
+    line = told(capsys)
     assert "1 .heic" in line and f"{walk.HIDDEN}: 2" in line
     assert f"{walk.AGAIN}: 2" in line and f"{walk.SPECIAL}: 2" in line
 
 
-def test_a_list_that_names_hidden_files_loses_them(tmp_path, caplog):
+def test_a_list_that_names_hidden_files_loses_them(tmp_path, capsys):
     put(tmp_path, "x.jpg", "._x.jpg", b"caf\xe9.jpg")
     lines = b"x.jpg x.npy\n._x.jpg ._x.npy\ncaf\xe9.jpg x.npy\n"
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + lines)
@@ -245,10 +246,10 @@ def test_a_list_that_names_hidden_files_loses_them(tmp_path, caplog):
     source = dense.open_depth(f"nyud:{tmp_path}:list.txt")
     assert below(source, tmp_path) == ["x.jpg", r"caf\xe9.jpg"]
     assert source[1].target.shape == (8, 8)
-    assert f"{walk.HIDDEN}: 1 (._x.jpg)" in told(caplog)
+    assert f"{walk.HIDDEN}: 1 (._x.jpg)" in told(capsys)
 
 
-def test_clips_are_found_among_odd_entries(unprivileged, caplog):
+def test_clips_are_found_among_odd_entries(unprivileged, capsys):
     root, lowered = unprivileged
     put(root, "left/clip/1.jpg", "left/clip/2.jfif", "left/clip/._1.jpg")
     put(root, "left/clip/3.heic", "@eaDir/clip/1.jpg", "left/locked/1.jpg")
@@ -263,6 +264,6 @@ def test_clips_are_found_among_odd_entries(unprivileged, caplog):
         assert source.classes == (r"caf\xe9", "left")
         assert [source[i].label for i in range(4)] == [0, 0, 1, 1]
     assert below(source, root)[::2] == [r"caf\xe9/clip\n frame 0", "left/clip frame 0"]
-    line = told(caplog)
+    line = told(capsys)
     assert f"{walk.SPECIAL}: 2" in line and f"{walk.AGAIN}: 2" in line
     assert f"{walk.HIDDEN}: 2" in line and f"{walk.UNREADABLE}: 1" in line

@@ -1,7 +1,6 @@
 """What the evaluations of pixels share: settings, features, a head's training."""
 
 import contextlib
-import json
 import pathlib
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov2_jax import checkpoint, errors, sharding, tree, zoo
+from dinov2_jax.cli import training
 from dinov2_jax.cli.results import Job
 from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
@@ -140,13 +140,12 @@ def trained(
     state = everywhere(state, mesh)
     where = jax.tree.map(lambda x: x.sharding, state)
     update = probe.updates(head, apply, loss, optimizer, *options, placed=where)
-    told = {k: v for k, v in vars(s).items() if k not in FREE}
-    told |= {"train": job.train, "weights": job.backbone.sha256}
-    told = json.loads(json.dumps(told))
+    # No step of the training looks at the validation set.
+    folder = training.claim(job.out, training.making(job, FREE, ("train",)))
     with contextlib.closing(
-        checkpoint.manager(job.out / "training", keep=1, keep_best=False)
+        checkpoint.manager(folder, keep=1, keep_best=False)
     ) as checkpoints:
-        state, history = _restored(checkpoints, state, told)
+        state, history = _restored(checkpoints, state)
         shown = _progress(int(state.step), s.steps, "step")
 
         def tell(step: int, mean: float) -> None:
@@ -161,9 +160,23 @@ def trained(
                     update, state, frozen, placed, tell, s.log_every
                 )
             history += losses
-            checkpoint.save(checkpoints, stop, state, told | {"losses": history})
+            checkpoint.save(checkpoints, stop, state, {"losses": history})
         checkpoints.wait_until_finished()
     return {"params": state.params, **state.stats}, history
+
+
+def inputs(job: Job, opened: Callable[[str], Any]) -> dict[str, Any]:
+    """What a task of pixels reads: the pairs, and the head instead of a training set.
+
+    Args:
+        job: of the task.
+        opened: the pairs of a spec.
+    """
+    found = {"val": opened(job.val)}
+    if not job.settings.head:
+        return {"train": opened(job.train)} | found
+    head = pathlib.Path(job.settings.head)
+    return found | ({"head": head} if head.expanduser().is_file() else {})
 
 
 def _check_batch(s: types.SimpleNamespace, mesh: Mesh) -> None:
@@ -193,7 +206,7 @@ def _batches(source, views, s, begin: int, stop: int) -> Iterator:
     )
 
 
-def _restored(checkpoints: Any, state: probe.State, told: dict):
+def _restored(checkpoints: Any, state: probe.State) -> tuple[probe.State, list]:
     """The state of the last checkpoint with its losses, or the one given with none."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -202,14 +215,7 @@ def _restored(checkpoints: Any, state: probe.State, told: dict):
     if found is None:
         return state, []
     _, kept, note = found
-    losses = [tuple(pair) for pair in note.pop("losses")]
-    wrong = [key for key in sorted(told | note) if told.get(key) != note.get(key)]
-    if wrong:
-        raise errors.InputError(
-            f"{checkpoints.directory} holds a head of another training; different are "
-            f"{', '.join(wrong)}. Choose another folder, or remove it."
-        )
-    return kept, losses
+    return kept, [tuple(pair) for pair in note["losses"]]
 
 
 def mine(source: dense.Pairs, s: types.SimpleNamespace) -> Iterator:

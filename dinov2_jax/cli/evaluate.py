@@ -30,7 +30,6 @@ import numpy as np
 
 from dinov2_jax import errors, processes, values
 from dinov2_jax.cli import evaluation_table, frozen, results, suites
-from dinov2_jax.data import sources
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -43,13 +42,11 @@ TASKS = {
     "depth_kitti": "the same, as on KITTI",
     "video": "classes of clips by linear classifiers over some frames",
 }
-"""Task -> what it is; cli/evaluate_TASK.py has its SETTINGS and run(Job) -> Outcome."""
+"""Task -> what it is. cli/evaluate_TASK.py has its SETTINGS, inputs(Job), which opens
+what it reads, and run(Job) -> Outcome."""
 
 ALONE = ("retrieval",)
 """Tasks that may go without --train."""
-
-PLAIN = ("knn", "linear", "logreg", "retrieval")
-"""Tasks whose images are data sources and nothing else."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -124,7 +121,7 @@ def run_one(options: argparse.Namespace) -> None:
         "tests": pairs(options.test, "--test"),
         "labels": pairs(options.labels, "--labels"),
     }
-    _check(entry)
+    _check(entry, wanted)
     backbone = frozen.load(options.weights, options.name, options.which)
     done(_job(options, backbone, entry, wanted, options.out))
 
@@ -136,21 +133,26 @@ def run_all(options: argparse.Namespace) -> None:
     common, entries = suites.tasks(options.config)
     common, jobs = common | pairs(options.set, "--set"), {}
     for name, entry in entries.items():
-        _check(entry)
+        _check_task(entry)
         own = entry.get("set", {})
         # What is told of all tasks goes to those that have such a setting.
         fits = {k: v for k, v in common.items() if k in _defaults(entry["task"])}
         jobs[name] = entry, settings(entry["task"], fits | own)
+        _check(*jobs[name])
     unused = [k for k in common if not any(hasattr(s, k) for _, s in jobs.values())]
     if unused:
         raise errors.InputError(
             f"No task of {options.config} has the setting {unused[0]}."
         )
-    _require_sources(entries)
     backbone = frozen.load(options.weights, options.name, options.which)
+    opened = _opened(
+        {
+            name: _job(options, backbone, entry, wanted, options.out / name)
+            for name, (entry, wanted) in jobs.items()
+        }
+    )
     found: dict[str, list[float]] = {}  # of a task, each set by its own metric
-    for name, (entry, wanted) in jobs.items():
-        job = _job(options, backbone, entry, wanted, options.out / name)
+    for job in opened.values():
         about = _there(job) or done(job)
         metric = about["metric"]
         found.setdefault(job.task, []).append(about["metrics"][metric])
@@ -162,7 +164,8 @@ def run_all(options: argparse.Namespace) -> None:
 
 def done(job: results.Job) -> dict:
     """Run a job, write its files, and say what came out; returns results.json."""
-    module = importlib.import_module(f"dinov2_jax.cli.evaluate_{job.task}")
+    module = _module(job.task)
+    job = job.opened(module.inputs)
     job.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     outcome = module.run(job)
@@ -213,7 +216,12 @@ def _value(key: str, given: Any, old: Any) -> Any:
 
 def _defaults(task: str) -> Mapping[str, Any]:
     """SETTINGS of a task."""
-    return importlib.import_module(f"dinov2_jax.cli.evaluate_{task}").SETTINGS
+    return _module(task).SETTINGS
+
+
+def _module(task: str) -> types.ModuleType:
+    """cli/evaluate_TASK.py."""
+    return importlib.import_module(f"dinov2_jax.cli.evaluate_{task}")
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:
@@ -229,15 +237,20 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def _check(entry: dict) -> None:
-    """Raises ValueError unless a task is told where its images are."""
+def _check_task(entry: dict) -> None:
+    """Raises ValueError unless there is such a task."""
     if entry.get("task") not in TASKS:
         raise errors.InputError(
             f"{values.shown(entry)} is no task; it needs a task, one of "
             f"{', '.join(TASKS)}, with train and val."
         )
+
+
+def _check(entry: dict, wanted: types.SimpleNamespace) -> None:
+    """Raises ValueError unless a task is told where its images are."""
     task = entry["task"]
-    if entry.get("val") is None or (entry.get("train") is None and task not in ALONE):
+    alone = task in ALONE or getattr(wanted, "head", "")
+    if entry.get("val") is None or (entry.get("train") is None and not alone):
         raise errors.InputError(f"{task} needs --train=SPEC and --val=SPEC.")
     if entry.get("tests") and task != "linear":
         raise errors.InputError(
@@ -247,22 +260,21 @@ def _check(entry: dict) -> None:
         raise errors.InputError(f"{task} takes no --labels; linear and logreg do.")
 
 
-def _require_sources(entries: Mapping[str, dict]) -> None:
-    """Raises ValueError, before any work, if images of a task cannot be opened."""
-    bad = {}
-    for name, entry in entries.items():
-        for key in ("train", "val") if entry["task"] in PLAIN else ():
-            try:
-                if entry.get(key):
-                    sources.open_source(entry[key])
-            except ValueError as error:
-                bad.setdefault(name, str(error))
+def _opened(jobs: Mapping[str, results.Job]) -> dict[str, results.Job]:
+    """All jobs with what they read; raises one ValueError for those that cannot be."""
+    opened, bad = {}, {}
+    for name, job in jobs.items():
+        try:
+            opened[name] = job.opened(_module(job.task).inputs)
+        except errors.Error as error:
+            bad[name] = str(error)
     if bad:
-        name = min(bad)
+        name = next(iter(bad))
         raise errors.InputError(
-            f"{len(bad)} of {len(entries)} tasks have images that cannot be opened: "
+            f"{len(bad)} of {len(jobs)} tasks have images that cannot be opened: "
             f"{', '.join(bad)}. {name}: {bad[name]}"
         )
+    return opened
 
 
 def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.Job:
@@ -283,12 +295,16 @@ def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.J
 
 def _there(job: results.Job) -> dict | None:
     """The results of this very job, if they are there."""
+    path = job.out / "results.json"
     try:
-        about = json.loads((job.out / "results.json").read_text(encoding="utf-8"))
+        about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = results.asked(job)
-    if any(about.get(key) != wanted[key] for key in wanted):
+    asked = results.asked(job)
+    changed = results.differences({k: about.get(k) for k in asked}, asked)
+    if changed:
+        some = f"differs in {', '.join(changed[:5])}; evaluated again"
+        print(f"{job.task}: {path} {some}", file=sys.stderr)
         return None
-    print(f"{job.task}: {job.out}/results.json is there already", file=sys.stderr)
+    print(f"{job.task}: {path} is there already", file=sys.stderr)
     return about

@@ -4,6 +4,7 @@ Specs are those of `data.dense.open_depth`. Besides the results, the folder gets
 head.safetensors, which `load_head` reads, and the last checkpoint of the training.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,13 @@ paper nor the model card; 1e-4 is usual with this schedule."""
 METHODS = {"lin1": "linear depth", "lin4": "linear depth", "dpt": "DPT depth"}
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads."""
+    return shared.inputs(
+        job, functools.partial(dense.open_depth, scale=job.settings.scale)
+    )
+
+
 def run(job: Job) -> Outcome:
     """Train a head on one set of images and depth maps and judge it on another.
 
@@ -59,11 +67,11 @@ def run(job: Job) -> Outcome:
     Returns: the means of `depth.metrics` over images.
     Raises: ValueError, one line, for what does not fit together.
     """
+    job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
     _check(s)
-    train, val = (
-        dense.open_depth(spec, scale=s.scale) for spec in (job.train, job.val)
-    )
+    val = job.inputs["val"]
+    train = job.inputs.get("train", val)
     apply = shared.features(model, blocks(model.depth, s.method), False, s.compute)
     head = module(s, model.width)
     if s.head:
@@ -85,9 +93,10 @@ def run(job: Job) -> Outcome:
         pixels = viz.depth_picture(*zip(*shown))
         pictures = [Picture("depth", "Predictions", caption, pixels)]
     data = {
-        "train": {"spec": job.train, "images": len(train)},
         "val": {"spec": job.val, "images": min(len(val), s.limit or len(val))},
     }
+    if "train" in job.inputs:
+        data["train"] = {"spec": job.train, "images": len(train)}
     return Outcome(metrics, data, pictures)
 
 

@@ -12,4 +12,5 @@ SETTINGS = evaluate_depth.SETTINGS | {
 }
 """Source: arXiv:2304.07193 section 7.4."""
 
+inputs = evaluate_depth.inputs
 run = evaluate_depth.run

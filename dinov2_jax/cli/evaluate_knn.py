@@ -1,5 +1,7 @@
 """k-NN on frozen features: the share of images whose neighbours guess their class."""
 
+from typing import Any
+
 import numpy as np
 
 from dinov2_jax import sharding
@@ -17,17 +19,20 @@ SETTINGS = frozen.IMAGES | {
 }
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads: images of the same classes."""
+    return frozen.classified(job)
+
+
 def run(job: Job) -> Outcome:
     """Accuracy for each k, and with few images of each class, mean and deviation."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     apply = frozen.cls_of(backbone, s.compute)
-    train, val = (
-        frozen.features(backbone, apply, "cls", spec, job.cache, s)
-        for spec in (job.train, job.val)
-    )
+    train, val = (frozen.split(job, name, apply) for name in ("train", "val"))
     for found in (train, val):
         frozen.require_classes(found)
-    frozen.require_same_classes(train.source, val.source)
+    val = frozen.numbered_as(train.source, val)
     shards = sharding.make_mesh().size
     guessed = knn.guesses(
         train.rows, train.labels, val.rows, s.neighbors, s.temp, s.block, shards
@@ -40,7 +45,9 @@ def run(job: Job) -> Outcome:
         for k, shares in _tries(s, number, train, val, shards).items():
             metrics[f"top1_k{k}_few{number}"] = float(np.mean(shares))
             metrics[f"top1_k{k}_few{number}_std"] = float(np.std(shares))
-    parts = classified(val, guessed[best], f"k-NN of {best} neighbours")
+    parts = classified(
+        val.labels, guessed[best], train.source.classes, f"k-NN of {best} neighbours"
+    )
     return Outcome(metrics, {"train": train.about, "val": val.about}, *parts)
 
 

@@ -1,5 +1,7 @@
 """Logistic regression on frozen features, its strength chosen on a part of train."""
 
+from typing import Any
+
 import numpy as np
 
 from dinov2_jax import errors
@@ -23,8 +25,15 @@ SETTINGS = frozen.IMAGES | {
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads: images of the same classes, or files of their labels."""
+    many = job.settings.metric in manylabel.METRICS
+    return frozen.inputs(job) if many else frozen.classified(job)
+
+
 def run(job: Job) -> Outcome:
     """Accuracy on the validation set of the classifier of all of train."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     if s.metric not in METRICS:
         raise errors.InputError(
@@ -34,14 +43,11 @@ def run(job: Job) -> Outcome:
     if job.labels and not many:
         raise errors.InputError("--labels is for metric=map and metric=map11.")
     apply = frozen.cls_of(backbone, s.compute)
-    train, val = (
-        frozen.features(backbone, apply, "cls", spec, job.cache, s)
-        for spec in (job.train, job.val)
-    )
+    train, val = (frozen.split(job, name, apply) for name in ("train", "val"))
     if not many:
         for found in (train, val):
             frozen.require_classes(found)
-        frozen.require_same_classes(train.source, val.source)
+        val = frozen.numbered_as(train.source, val)
     rows = [found.rows for found in (train, val)]
     if s.normalize:
         rows = [np.asarray(knn.unit_rows(x)) for x in rows]
@@ -59,7 +65,7 @@ def run(job: Job) -> Outcome:
     count = len(train.source.classes)
     found = logreg.sweep(rows[0], train.labels, count, **settings)
     guess = logreg.guesses(found.fit, rows[1])[0]
-    matrix = metrics.confusion(val.labels, guess, len(val.source.classes))
+    matrix = metrics.confusion(val.labels, guess, count)
     shares = {
         "top1": float((guess == val.labels).mean()),
         "mean_per_class": float(np.nanmean(metrics.per_class(matrix))),
@@ -70,7 +76,7 @@ def run(job: Job) -> Outcome:
         "loss": float(found.fit.loss[0]),
         "iterations": int(found.fit.iterations[0]),
     }
-    parts = classified(val, guess, "logistic regression")
+    parts = classified(val.labels, guess, train.source.classes, "logistic regression")
     counts = {s.metric: shares[s.metric]}
     return Outcome(
         counts | shares | more, {"train": train.about, "val": val.about}, *parts

@@ -5,6 +5,7 @@ head.safetensors, which `load_head` reads, and the last checkpoint of the traini
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,11 @@ SETTINGS = shared.TRAINING | {
 """Source: arXiv:2304.07193 section 7.4, the linear protocol."""
 
 
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads."""
+    return shared.inputs(job, functools.partial(_opened, s=job.settings))
+
+
 def run(job: Job) -> Outcome:
     """Train a head on one set of images and label maps and judge it on another.
 
@@ -51,8 +57,10 @@ def run(job: Job) -> Outcome:
         everywhere would score, and iou/NAME of every class that occurs; in 0..1.
     Raises: ValueError, one line, for what does not fit together.
     """
+    job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
-    train, val = (_opened(spec, s) for spec in (job.train, job.val))
+    val = job.inputs["val"]
+    train = job.inputs.get("train", val)
     frozen.require_same_classes(train, val)
     if len(s.ratio) != 2 or not 0 < s.ratio[0] <= s.ratio[1] or min(s.scales) <= 0:
         raise errors.InputError(
@@ -83,9 +91,10 @@ def run(job: Job) -> Outcome:
             shared.save_head(job.out / "head.safetensors", "segmentation", variables)
     total, shown = _judged(job, head, apply, variables, val)
     data = {
-        "train": {"spec": job.train, "images": len(train)},
         "val": {"spec": job.val, "images": min(len(val), s.limit or len(val))},
     }
+    if "train" in job.inputs:
+        data["train"] = {"spec": job.train, "images": len(train)}
     return _outcome(total, shown, val.classes, data)
 
 

@@ -26,13 +26,21 @@ SETTINGS = (
 POOLS = ("average", "concatenate")
 
 
+def inputs(job: Job) -> dict[str, video.Frames]:
+    """What the task reads."""
+    return {
+        split: _frames(getattr(job, split), job.settings) for split in ("train", "val")
+    }
+
+
 def run(job: Job) -> Outcome:
     """Train all heads on the clips of train and choose one on those of val."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     heads.check(s, backbone.model.depth)
     if s.pool not in POOLS:
         raise errors.InputError(f"pool={s.pool}; choose one of {', '.join(POOLS)}.")
-    sources = {"train": _frames(job.train, s), "val": _frames(job.val, s)}
+    sources = job.inputs
     frozen.require_same_classes(sources["train"], sources["val"])
     blocks, kinds = max(s.blocks), linear.kinds(s.blocks)
     apply = evaluate_linear.inputs_of(backbone, blocks, s.compute)
@@ -42,7 +50,14 @@ def run(job: Job) -> Outcome:
     for split, source in sources.items():
         spec = f"{getattr(job, split)} ({s.frames} frames of {len(source.clips)} clips)"
         found = frozen.features(
-            backbone, apply, f"linear{blocks}", spec, job.cache, every, source
+            backbone,
+            apply,
+            f"linear{blocks}",
+            spec,
+            job.cache,
+            every,
+            source,
+            job.fingerprints[split],
         )
         sets[split] = clips(found, s.frames, s.pool, blocks + 1)
     train, val = sets["train"], sets["val"]
@@ -54,7 +69,9 @@ def run(job: Job) -> Outcome:
     chosen, told = heads.chosen_of(right, s)
     guess = linear.guesses(found, chosen, val.rows, kinds)
     heads.save(job.out / "head.npz", found, chosen, classes)
-    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    pictures, tables = results.classified(
+        val.labels, guess, classes, f"the best head, {chosen[0]}"
+    )
     tables += heads.tables(right, s.rates, history)
     data = {split: one.about for split, one in sets.items()}
     return Outcome(told, data, pictures, tables)

@@ -8,7 +8,7 @@ import os
 import pathlib
 import types
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
 from dinov2_jax.cli import embed, workdir
-from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax.data import classes, decode, fingerprint, pipeline, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
@@ -33,7 +33,6 @@ IMAGES = {
 """Settings of every task at image level."""
 
 SHARD = 4096  # images of a shard
-SAMPLE = 32  # records whose bytes tell two sets of the same names apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,12 @@ class Backbone:
 
     model: vit.ViT
     params: dict
-    sha256: str
+    sha256: str  # of the weights alone
+
+    @property
+    def architecture(self) -> dict:
+        """What else its features depend on: equal weights may differ in it."""
+        return embed.architecture(self.model)
 
     @property
     def variant(self) -> str:
@@ -79,6 +83,31 @@ def load(weights: str, name: str | None = None, which: str = "teacher") -> Backb
     return Backbone(model, params, embed.digest(params))
 
 
+def inputs(job: Any) -> dict[str, Any]:
+    """The sources of train and val, and the files of labels, of a job."""
+    specs = {"train": job.train, "val": job.val}
+    opened = {k: sources.open_source(spec) for k, spec in specs.items() if spec}
+    files = {f"labels/{k}": pathlib.Path(file) for k, file in job.labels.items()}
+    for name, path in files.items():
+        require_file(f"--labels {name.removeprefix('labels/')}", path)
+    return opened | files
+
+
+def classified(job: Any) -> dict[str, Any]:
+    """`inputs` of a job whose train and val name the same classes, or some of them."""
+    found = inputs(job)
+    for split in ("train", "val"):
+        require_names(getattr(job, split), found[split])
+    classes.numbers(found["train"].classes, found["val"].classes, "val")
+    return found
+
+
+def require_file(option: str, path: pathlib.Path) -> None:
+    """Raises ValueError, naming the option, unless a path is that of a file."""
+    if not path.expanduser().is_file():
+        raise errors.InputError(f"{option}={path} is no file.")
+
+
 def cls_of(backbone: Backbone, compute: str) -> Callable:
     """Jitted: [b H W 3] uint8 -> {cls: [b D] float32}."""
     model = backbone.model.clone(dtype=jnp.dtype(compute))
@@ -94,6 +123,7 @@ def features(
     cache: pathlib.Path,
     settings: types.SimpleNamespace,
     source: Source | None = None,
+    sha256: str | None = None,
 ) -> Set:
     """The features of a source; those on disk are not made again.
 
@@ -105,6 +135,7 @@ def features(
         cache: folder of all features; each set has its own folder in it.
         settings: with the names of IMAGES.
         source: what to read in the place of the source that `spec` names.
+        sha256: its fingerprint, if it was taken already.
     Raises: ValueError, before any work, if sizes do not fit or nothing decodes.
     """
     s, mesh = settings, sharding.make_mesh()
@@ -121,9 +152,10 @@ def features(
     batch = -(-s.batch_size // mesh.size) * mesh.size
     manifest = {
         "weights_sha256": backbone.sha256,
+        "model": backbone.architecture,
+        "code": workdir.code(),
         "data": _whole(spec),
-        "data_sha256": embed.fingerprint(source),
-        "sample_sha256": _sample(source),
+        "data_sha256": sha256 or fingerprint.of(source),
         "records": min(len(source), s.limit or len(source)),
         "shard_size": -(-SHARD // batch) * batch,
         "what": [kind],
@@ -131,6 +163,7 @@ def features(
         "crop": s.crop,
         "dtype": "float32",
         "compute": s.compute,
+        "max_pixels": s.max_pixels,
     }
     key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     kinds, index, _ = embed.store(
@@ -152,7 +185,6 @@ def features(
         "images": len(kept),
         "skipped": len(index) - len(kept),
         "sha256": manifest["data_sha256"],
-        "sample_sha256": manifest["sample_sha256"],
     }
     records, labels, names = (index[k].to_numpy() for k in ("record", "label", "name"))
     return Set(
@@ -160,14 +192,39 @@ def features(
     )
 
 
+def split(job: Any, name: str, apply: Callable, kind: str = "cls") -> Set:
+    """The features of one of a job's inputs, `train` or `val`."""
+    return features(
+        job.backbone,
+        apply,
+        kind,
+        getattr(job, name),
+        job.cache,
+        job.settings,
+        job.inputs[name],
+        job.fingerprints[name],
+    )
+
+
+def require_names(split: str, source: Source) -> None:
+    """Raises ValueError if a source's images have no classes."""
+    if not source.classes:
+        raise errors.InputError(
+            f"{split} has no classes; use class folders, a labelled data set, or a task "
+            "that needs none."
+        )
+
+
+def numbered_as(train: Source, val: Set) -> Set:
+    """A set whose labels are numbers of the training classes, by name."""
+    numbers = classes.numbers(train.classes, val.source.classes, "val")
+    return val._replace(labels=numbers[val.labels])
+
+
 def require_classes(found: Set) -> None:
     """Raises ValueError unless each image has one of the source's classes."""
     spec, count = found.about["spec"], len(found.source.classes)
-    if not count:
-        raise errors.InputError(
-            f"{spec} has no classes; use class folders, a labelled data set, or a task "
-            "that needs none."
-        )
+    require_names(spec, found.source)
     low, high = int(found.labels.min()), int(found.labels.max())
     if low < 0 or high >= count:
         raise errors.InputError(
@@ -195,12 +252,3 @@ def _whole(spec: str) -> str:
     if kind in ("folder", "tar", "arrayrecord") and ";" not in spec:
         return f"{kind}:{os.path.abspath(os.path.expanduser(rest))}"
     return spec
-
-
-def _sample(source: Source) -> str:
-    """Equal for sources whose records are equal, of some of them."""
-    found, count = hashlib.sha256(), min(SAMPLE, len(source))
-    for i in range(count):
-        image = source[i * len(source) // count].image
-        found.update(np.ascontiguousarray(image) if hasattr(image, "shape") else image)
-    return found.hexdigest()

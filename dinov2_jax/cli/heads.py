@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, sharding, writing
-from dinov2_jax.cli import results
+from dinov2_jax.cli import results, training
 from dinov2_jax.cli.results import Job, Table
 from dinov2_jax.evals import linear
 from dinov2_jax.train import progress
@@ -81,11 +81,9 @@ def trained(
     rates = linear.scaled(s.rates, batch)
     key = jax.random.key(s.seed)
     state = linear.start(key, kinds, width, len(classes), len(rates))
-    path = job.out / "training" / "state.msgpack"
-    told = {k: v for k, v in results.asked(job).items() if k not in ("tests", "labels")}
-    told["settings"] = {k: v for k, v in told["settings"].items() if k not in FREE}
-    told |= {"batch": batch, "classes": list(classes)}
-    state, history = _restored(path, state, told)
+    making = training.making(job, FREE) | {"batch": batch, "classes": list(classes)}
+    path = training.claim(job.out, making) / "state.msgpack"
+    state, history = _restored(path, state)
     step = begin = int(state.step)
     shown = progress.Progress(begin, s.steps)
     with contextlib.closing(batches(begin, batch, mesh)) as made:
@@ -101,7 +99,7 @@ def trained(
                 best = f", best on val {history[-1][1]:.3f}" if history else ""
                 shown.show(step, f"loss of the best head {low:.4f}{best}")
             if step % s.save_every == 0 or last:
-                _save(path, state, told, history)
+                _save(path, state, history)
     return jax.device_get(state.heads), history
 
 
@@ -136,31 +134,19 @@ def chosen_of(right: dict[str, np.ndarray], s) -> tuple[tuple[str, int], dict]:
     }
 
 
-def _save(path: pathlib.Path, state: linear.State, told: dict, history: list) -> None:
+def _save(path: pathlib.Path, state: linear.State, history: list) -> None:
     """The state on disk, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    note = json.dumps(told | {"history": history})
-    saved = {"state": jax.device_get(state)._asdict(), "note": note}
+    saved = {"state": jax.device_get(state)._asdict(), "note": json.dumps(history)}
     with writing.replacing(path) as part:
         part.write_bytes(flax.serialization.msgpack_serialize(saved))
 
 
-def _restored(path: pathlib.Path, state: linear.State, told: dict):
-    """The state that a stopped training left with its history, or the one given.
-
-    Raises: ValueError if it is that of other settings.
-    """
+def _restored(path: pathlib.Path, state: linear.State) -> tuple[linear.State, list]:
+    """The state that a stopped training left with its history, or the one given."""
     if not path.exists():
         return state, []
     saved = flax.serialization.msgpack_restore(path.read_bytes())
-    note = json.loads(saved["note"])
-    history = [tuple(pair) for pair in note.pop("history")]
-    wrong = [k for k in sorted(told) if told[k] != note.get(k)]
-    if wrong:
-        raise errors.InputError(
-            f"{path.parent} holds heads of another training; different are "
-            f"{', '.join(wrong)}. Choose another --out, or remove it."
-        )
+    history = [tuple(pair) for pair in json.loads(saved["note"])]
     return linear.State(**jax.tree.map(jnp.asarray, saved["state"])), history
 
 

@@ -1,6 +1,8 @@
 """What a run writes about itself: config, versions, pictures, exported weights."""
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -39,6 +41,19 @@ PACKAGES = [
     "numpy",
     "pillow",
 ]
+
+
+NUMERIC = (
+    "models/*.py",
+    "data/**/*.py",
+    "evals/*.py",
+    "features.py",
+    "neighbors.py",
+    "cli/embed.py",
+    "cli/dense.py",
+    "cli/evaluate_*.py",
+)
+"""Files whose change may change a feature or a metric."""
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -155,6 +170,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+@functools.cache
+def code() -> str:
+    """The package's version, and a digest of its files that features come from."""
+    home, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for part in NUMERIC for path in home.glob(part)):
+        digest.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return f"{versions()['dinov2-jax']}+{digest.hexdigest()[:16]}"
 
 
 def _git() -> dict[str, str | bool]:

@@ -7,11 +7,13 @@ import itertools
 import os
 import re
 import struct
+from collections.abc import Iterator
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.data import manifest, patterns, signatures
-from dinov2_jax.data.faults import Faults, say
+from dinov2_jax.data import fingerprint, manifest, patterns, signatures
+from dinov2_jax.data.faults import Faults
 from dinov2_jax.data.record import Record
+from dinov2_jax.data.walk import say
 
 PACKED = re.compile(r"data-\d+-of-\d+\.arrayrecord(\.part)?|\.parts")
 MAGIC = b"DLBL"  # opens a record that carries a label
@@ -107,6 +109,7 @@ class ArrayRecords:
         else:
             paths, notes = patterns.find("arrayrecord", pattern)
         self.classes = tuple(known["classes"]) if known else ()
+        self._paths = paths
         try:
             self._data = Entries(paths)
         except (RuntimeError, ValueError) as error:
@@ -152,6 +155,11 @@ class ArrayRecords:
 
     def name(self, index: int) -> str:
         return f"arrayrecord:{self._pattern} record {index}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "arrayrecord", self.classes
+        yield from map(fingerprint.File, self._paths)
 
 
 def _plain(folder: str) -> bool:
@@ -209,6 +217,10 @@ class Tfds:
             raise errors.InputError(
                 f"{self._title} cannot be opened: {error}"
             ) from error
+        self._parts = tuple(
+            (part.filename, part.skip, part.take)
+            for part in builder.info.splits[split].file_instructions
+        )
 
     def __len__(self) -> int:
         return len(self._data)
@@ -230,6 +242,13 @@ class Tfds:
 
     def name(self, index: int) -> str:
         return f"{self._title} record {index}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "tfds", self._title, self._image, self._label, self.classes
+        for path, skip, take in self._parts:
+            yield fingerprint.File(path)
+            yield skip, take
 
 
 def _builder(tfds, name: str, data_dir: str | None):

@@ -4,7 +4,7 @@ import json
 import math
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.data import faults, patterns
+from dinov2_jax.data import patterns, walk
 
 CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
@@ -217,7 +217,7 @@ def _field(kind: Kind, column: str):
 
 def _say(line: str, option: str, others: list[str]) -> None:
     """A warning of what was chosen, and from what."""
-    faults.say(
+    walk.say(
         f"{line}; others are {', '.join(others)} (parquet:FILES?{option}=COLUMN takes "
         "one)"
     )

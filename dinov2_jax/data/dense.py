@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, dense_tfds, layouts
+from dinov2_jax.data import decode, dense_tfds, fingerprint, layouts
 from dinov2_jax.data.pair import Pair, require_one_size
 from dinov2_jax.escaping import escaped
 
@@ -55,6 +55,12 @@ class Pairs:
 
     def name(self, index: int) -> str:
         return escaped(self.images[index])
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "pairs", self.classes
+        for files in zip(self.images, self.targets):
+            yield from map(fingerprint.File, files)
 
 
 def read_labels(path: str, classes: int, first: int = 0, ignore: int = 255):

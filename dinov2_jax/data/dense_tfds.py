@@ -1,13 +1,13 @@
 """Photographs with label or depth maps from TFDS data sets."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, sources
+from dinov2_jax.data import decode, fingerprint, sources
 from dinov2_jax.data.pair import Pair, require_one_size
 
 LABELS = ("segmentation_label", "segmentation_mask", "label_map", "annotation")
@@ -50,6 +50,11 @@ class TfdsPairs:
 
     def name(self, index: int) -> str:
         return f"{self.spec} record {index}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "tfds pairs", self.feature, self.classes
+        yield fingerprint.of(sources.open_source(self.spec))
 
 
 def opened(spec: str, names: tuple[str, ...]) -> tuple[Any, str, tuple[str, ...]]:

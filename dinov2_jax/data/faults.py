@@ -1,9 +1,7 @@
 """What is wrong with a source that can be read nonetheless, counted and shown."""
 
-import functools
-import logging
-
-from dinov2_jax import escaping
+from dinov2_jax.data import walk
+from dinov2_jax.escaping import shown
 
 KEPT = 1000  # lines that are kept of a source
 TOLD = 3  # lines that are told at once
@@ -17,7 +15,7 @@ class Faults:
 
     def add(self, line: str) -> None:
         """Keep a line; of many, only the first, and how many more there were."""
-        line = escaping.shown(line)
+        line = shown(line)
         if len(self.lines) < KEPT:
             self.lines.append(line)
             return
@@ -34,10 +32,6 @@ class Faults:
             count = len(self.lines) + max(self._more - 1, 0)
             more = f"; and {count - TOLD} more" if count > TOLD else ""
             first = "; ".join(self.lines[:TOLD])
-            say(f"{spec}: {count} faults: {first}{more}; data check lists them")
-
-
-@functools.cache
-def say(line: str) -> None:
-    """A warning that is not repeated where one command opens a source twice."""
-    logging.getLogger(__name__).warning("%s", escaping.shown(line))
+            walk.say(
+                shown(f"{spec}: {count} faults: {first}{more}; data check lists them")
+            )

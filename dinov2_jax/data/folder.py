@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, listing, walk
+from dinov2_jax.data import decode, fingerprint, listing, walk
 from dinov2_jax.data.record import Record
 from dinov2_jax.escaping import escaped, shown
 
@@ -46,6 +46,14 @@ class Folder:
     def name(self, index: int) -> str:
         path = os.path.join(os.fsencode(self.root), self._files.path(index))
         return escaped(path)
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads; a folder that was moved whole stays the same."""
+        yield "folder", self.classes
+        root = os.fsencode(self.root)
+        for index in range(len(self)):
+            name = self._files.path(index)
+            yield fingerprint.File(os.path.join(root, name), name)
 
 
 def _images(

@@ -4,14 +4,16 @@ import collections
 import re
 import threading
 import urllib.parse
+from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import columns as choice
-from dinov2_jax.data import patterns, remote, signatures
-from dinov2_jax.data.faults import Faults, say
+from dinov2_jax.data import fingerprint, patterns, remote, signatures
+from dinov2_jax.data.faults import Faults
 from dinov2_jax.data.record import Record
+from dinov2_jax.data.walk import say
 
 KEPT = 4  # decoded row groups that a process holds
 MANY = 256  # rows of a group from which random reads are told to be slow
@@ -109,6 +111,11 @@ class Parquet:
         path = self._paths[self._groups[group, 0]]
         first = np.flatnonzero(self._groups[:, 0] == self._groups[group, 0])[0]
         return f"{path} row {int(index - self._starts[first])}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "parquet", self._image, self._label, self.classes
+        yield from map(fingerprint.File, self._paths)
 
     def _class(self, value, file: int) -> int | None:
         """The class of a label in a file, -1 if it has none; None if it is unknown."""

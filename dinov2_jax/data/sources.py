@@ -3,13 +3,23 @@
 import difflib
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import arrays, demo, folder, parquet, patterns, remote, tar
-from dinov2_jax.data.faults import say
+from dinov2_jax.data import (
+    arrays,
+    demo,
+    fingerprint,
+    folder,
+    parquet,
+    patterns,
+    remote,
+    tar,
+)
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.data.walk import say
 
 KINDS = ("folder", "tar", "parquet", "tfds", "arrayrecord", "demo")
 
@@ -68,6 +78,11 @@ class Mixture:
         which, inner = self._find(index)
         return self.sources[which].name(inner)
 
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "mixture", self.weights, self.classes
+        yield from map(fingerprint.of, self.sources)
+
     def _find(self, index: int) -> tuple[int, int]:
         """The number of a source, and the number of a record in it."""
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -105,6 +120,12 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.ids[index]))
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "subset"
+        yield self.ids
+        yield fingerprint.of(self.source)
 
 
 def faults(source: Source | Mixture) -> list[str]:

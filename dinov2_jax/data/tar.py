@@ -9,6 +9,7 @@ import numpy as np
 
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import (
+    fingerprint,
     folder,
     headers,
     listing,
@@ -18,8 +19,9 @@ from dinov2_jax.data import (
     signatures,
     walk,
 )
-from dinov2_jax.data.faults import Faults, say
+from dinov2_jax.data.faults import Faults
 from dinov2_jax.data.record import Record
+from dinov2_jax.data.walk import say
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
 CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
@@ -88,6 +90,12 @@ class Tar:
     def name(self, index: int) -> str:
         shard = self._shards[self._files.extra[index, 0]]
         return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads: the shards, and where each image lies in them."""
+        yield "tar", self.classes
+        yield from map(fingerprint.File, self._shards)
+        yield from (self._files.blob, self._files.labels, self._files.extra)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": {}}

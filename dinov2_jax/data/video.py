@@ -3,11 +3,12 @@
 import functools
 import os
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, folder, walk
+from dinov2_jax.data import decode, fingerprint, folder, walk
 from dinov2_jax.data.record import Record
 from dinov2_jax.escaping import escaped, normalized
 
@@ -79,6 +80,19 @@ class Frames:
     def name(self, index: int) -> str:
         clip, frame = divmod(int(index), self.frames)
         return f"{escaped(os.path.join(self.root, self.clips[clip][0]))} frame {frame}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads: every video file, or picture of a clip."""
+        yield "video", self.frames, self.classes
+        for name, _ in self.clips:
+            path = os.path.join(self.root, name)
+            if not os.path.isdir(path):
+                yield fingerprint.File(path, name)
+                continue
+            yield name
+            for picture in _pictures(walk.Walk(path, walk.Ignored()), ""):
+                inner = os.path.join(name, picture)
+                yield fingerprint.File(os.path.join(self.root, inner), inner)
 
 
 def at(frames: int, length: int) -> list[int]:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import stat
+import sys
 from collections.abc import Iterator
 
 from dinov2_jax import errors
@@ -99,9 +100,7 @@ class Ignored:
 
 
 def tell(spec: str, count: int, ignored: Ignored, what: str = "images") -> None:
-    """Says on standard error, once and in one line, what a source leaves out.
-
-    `processes` silences it on all processes but the first.
+    """Prints on standard error, once and in one line, what a source leaves out.
 
     Args:
         spec: the source.
@@ -111,13 +110,18 @@ def tell(spec: str, count: int, ignored: Ignored, what: str = "images") -> None:
         files = ignored.files.total()
         of = f"{files} of {count + files} files: "
         share = of if files and what == "images" else ""
-        _tell(f"{shown(spec)}: {count} {what}; ignored {share}{ignored}")
+        say(f"{shown(spec)}: {count} {what}; ignored {share}{ignored}")
 
 
 @functools.cache
-def _tell(line: str) -> None:
-    """A warning that is not repeated where one command opens a source twice."""
-    logging.getLogger(__name__).warning("%s", line)
+def say(line: str) -> None:
+    """Prints a line, not again where one command opens a source twice.
+
+    Printed, for a warning would be lost in how other libraries set up logging; silent
+    where warnings are off, as on all processes but the first (see `processes`).
+    """
+    if logging.getLogger(__name__).isEnabledFor(logging.WARNING):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Walk:

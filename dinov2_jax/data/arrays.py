@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.data import fingerprint, manifest, patterns, signatures
+from dinov2_jax.data import containers, fingerprint, manifest, patterns
 from dinov2_jax.data.faults import Faults
 from dinov2_jax.data.record import Record
 from dinov2_jax.data.walk import say
@@ -82,7 +82,7 @@ class Entries:
             what = None
             if os.path.isfile(path):
                 with open(path, "rb") as file:
-                    what = signatures.described(file.read(512))
+                    what = containers.described(file.read(512))
             told = (
                 f"is {what}" if what else "is missing, cut short or of another format"
             )

@@ -57,12 +57,21 @@ def read(folder: str | os.PathLike) -> Manifest:
         raise errors.InputError(
             f"{path} is no list of a packed data set: {error}"
         ) from error
+    for name, _ in sizes:
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise errors.InputError(
+                f"{path} names {name!r}, which is no file beside it; pack again."
+            )
+    missing = [name for name, _ in sizes if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise errors.InputError(
+            f"{len(missing)} of {len(sizes)} shards that {path} names are missing: "
+            f"{', '.join(str(folder / name) for name in missing[:3])}{more}; copy them "
+            "here or pack again."
+        )
     for name, size in sizes:
         shard = folder / name
-        if not shard.is_file():
-            raise errors.InputError(
-                f"{shard} is missing, but {path} names it; pack again."
-            )
         if shard.stat().st_size != size:
             raise errors.InputError(
                 f"{shard} has {shard.stat().st_size} bytes, but {path} says {size}; "

@@ -10,7 +10,7 @@ import numpy as np
 
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import columns as choice
-from dinov2_jax.data import fingerprint, patterns, remote, signatures
+from dinov2_jax.data import containers, fingerprint, patterns, remote
 from dinov2_jax.data.faults import Faults
 from dinov2_jax.data.record import Record
 from dinov2_jax.data.walk import say
@@ -278,7 +278,7 @@ def _described(path: str, error: Exception) -> str:
     if remote.is_remote(path):
         return _line(error)
     with open(path, "rb") as file:
-        what = signatures.described(file.read(512))
+        what = containers.described(file.read(512))
     cut = "it is cut short, or its end is damaged"
     return (
         cut if what == "a Parquet file" else f"it is {what}" if what else _line(error)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import (
+    containers,
     fingerprint,
     folder,
     headers,
@@ -16,7 +17,6 @@ from dinov2_jax.data import (
     patterns,
     remote,
     samples,
-    signatures,
     walk,
 )
 from dinov2_jax.data.faults import Faults
@@ -170,7 +170,7 @@ def _members(
 
 def _wrong(head: bytes) -> str | None:
     """Why a file that begins so is refused; None if it may be a tar file."""
-    what = signatures.described(head)
+    what = containers.described(head)
     if what in (None, "a tar file", "zeros"):
         return None
     if what.endswith("compressed"):

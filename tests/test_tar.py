@@ -181,10 +181,10 @@ WHOLE = tars.packed([("k/0.jpg", JPEGS[0]), ("k/1.jpg", JPEGS[1])])
 REFUSED = {
     "cut within a member": (WHOLE[:2100], "is cut short: k/1.jpg ends at byte"),
     "cut within a header": (WHOLE[:1600], "is cut short within a header"),
-    "empty": (b"", "it is empty; copy"),
+    "empty": (b"", "it is empty; copy or pack 1 of 1 shards again"),
     "zeros": (bytes(10240), "no image"),
     "gzip": (gzip.compress(WHOLE), "it is gzip-compressed; unpack it"),
-    "zip": (zipped(), "it is a zip file; copy or pack"),
+    "zip": (zipped(), "it is a zip file; copy"),
     "a page": (b"\n<!DOCTYPE html><html>404", "it is an HTML page"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "random": (np.random.default_rng(0).bytes(5000), "has no valid header"),

@@ -1,10 +1,25 @@
 """What is wrong with a source that can be read nonetheless, counted and shown."""
 
+from dinov2_jax import errors
 from dinov2_jax.data import walk
 from dinov2_jax.escaping import shown
 
 KEPT = 1000  # lines that are kept of a source
 TOLD = 3  # lines that are told at once
+
+
+class Refused(errors.InputError):
+    """Files that cannot be used, each told in one of `lines`."""
+
+    def __init__(self, lines: list[str], advice: str):
+        """
+        Args:
+            lines: what is wrong, by file.
+            advice: what is to be done.
+        """
+        more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
+        super().__init__(f"{'; '.join(lines[:TOLD])}{more}; {advice}.")
+        self.lines = lines
 
 
 class Faults:

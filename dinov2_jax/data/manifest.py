@@ -7,7 +7,8 @@ from typing import TypedDict
 from unicodedata import normalize
 
 from dinov2_jax import errors
-from dinov2_jax.escaping import shown
+from dinov2_jax.data.faults import Refused
+from dinov2_jax.escaping import escaped, shown
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -62,19 +63,14 @@ def read(folder: str | os.PathLike) -> Manifest:
             raise errors.InputError(
                 f"{path} names {name!r}, which is no file beside it; pack again."
             )
-    missing = [name for name, _ in sizes if not (folder / name).is_file()]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise errors.InputError(
-            f"{len(missing)} of {len(sizes)} shards that {path} names are missing: "
-            f"{', '.join(str(folder / name) for name in missing[:3])}{more}; copy them "
-            "here or pack again."
-        )
+    wrong = []
     for name, size in sizes:
         shard = folder / name
-        if shard.stat().st_size != size:
-            raise errors.InputError(
-                f"{shard} has {shard.stat().st_size} bytes, but {path} says {size}; "
-                "copy or pack it again."
-            )
+        if not shard.is_file():
+            wrong.append(f"{escaped(shard)} is missing, but {path} names it")
+        elif shard.stat().st_size != size:
+            has = shard.stat().st_size
+            wrong.append(f"{escaped(shard)} has {has} bytes, but {path} says {size}")
+    if wrong:
+        raise Refused(wrong, f"copy {len(wrong)} of {len(sizes)} shards or pack again")
     return found

@@ -11,7 +11,7 @@ import numpy as np
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import columns as choice
 from dinov2_jax.data import containers, fingerprint, patterns, remote
-from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.faults import Faults, Refused
 from dinov2_jax.data.record import Record
 from dinov2_jax.data.walk import say
 
@@ -235,8 +235,7 @@ def _metadata(paths: list[str]) -> list:
                 f"{path} cannot be read as Parquet: {_described(path, error)}"
             )
     if broken:
-        count = f" ({len(broken)} of {len(paths)} files)" if len(broken) > 1 else ""
-        raise errors.InputError(f"{patterns.named(broken)}; copy it again{count}.")
+        raise Refused(broken, f"copy {len(broken)} of {len(paths)} files again")
     return found
 
 

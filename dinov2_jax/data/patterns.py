@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from dinov2_jax import errors
 from dinov2_jax.data import remote, walk
+from dinov2_jax.data.faults import Refused
 
 MANY = 1_000_000  # files that a pattern may list by braces
 NAMED = 3  # files that a line names
@@ -64,9 +65,10 @@ def find(kind: str, pattern: str) -> tuple[list[str], list[str]]:
     if not identities:
         raise errors.InputError(f"{spec} matches no file.{_hint(kind, pattern)}")
     if missing:
-        raise errors.InputError(
-            f"{len(missing)} of the {enumerated} files that {spec} lists are missing: "
-            f"{named(missing)}; copy them here, or list those that are."
+        raise Refused(
+            [f"{path} is missing" for path in missing],
+            f"copy {len(missing)} of the {enumerated} files that {spec} lists here, or "
+            "list those that are",
         )
     once: dict[object, str] = {}
     for path in sorted(identities):

@@ -19,7 +19,7 @@ from dinov2_jax.data import (
     samples,
     walk,
 )
-from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.faults import Faults, Refused
 from dinov2_jax.data.record import Record
 from dinov2_jax.data.walk import say
 
@@ -108,8 +108,8 @@ def _listed(shards: list[str], places: list[str], kept) -> listing.Listing:
     members = listing.build(rows, len(samples.COLUMNS), [], None, walk.Ignored())
     try:
         if refused:
-            more = "" if len(refused) == 1 else f" ({len(refused)} such shards)"
-            raise errors.InputError(f"{patterns.named(refused)}{more}.")
+            count = f"{len(refused)} of {len(shards)} shards"
+            raise Refused(refused, f"copy or pack {count} again")
         images = samples.entries(
             members,
             shards,
@@ -151,14 +151,14 @@ def _members(
         if end > size:
             refused.append(
                 f"{shard} is cut short: {member.name} ends at byte {end}, but the file "
-                f"has {size}; copy it again"
+                f"has {size}"
             )
         elif (
             end
             and size % headers.BLOCK
             and (size // headers.BLOCK * headers.BLOCK, None) in members.damage
         ):
-            refused.append(f"{shard} is cut short within a header; copy it again")
+            refused.append(f"{shard} is cut short within a header")
         elif not end and members.damage:
             refused.append(
                 f"{shard} cannot be read as an uncompressed tar file: it has no valid "
@@ -173,15 +173,8 @@ def _wrong(head: bytes) -> str | None:
     what = containers.described(head)
     if what in (None, "a tar file", "zeros"):
         return None
-    if what.endswith("compressed"):
-        return (
-            f"cannot be read as an uncompressed tar file: it is {what}; unpack it, the "
-            "members of a compressed one have no fixed position"
-        )
-    return (
-        f"cannot be read as an uncompressed tar file: it is {what}; copy or pack it "
-        "again"
-    )
+    more = "; unpack it" if what.endswith("compressed") else ""
+    return f"cannot be read as an uncompressed tar file: it is {what}{more}"
 
 
 def _judge(shard: str, members: headers.Headers, images: int, faults: Faults) -> None:

@@ -11,7 +11,7 @@ from dinov2_jax import escaping
 from dinov2_jax.data import listing, walk
 from dinov2_jax.data.faults import Faults
 
-COLUMNS = ["kind", "shard", "start", "size", "own", "stem", "key"]
+COLUMNS = ("kind", "shard", "start", "size", "own", "stem", "key")
 """Numbers of a member: what it is; its shard; first byte and length of its data, of a
 label its value in place of the length, of a link the name that it leads to in place of
 the first byte; then its name, the name without its last extension, and its key, each as
@@ -22,8 +22,8 @@ OTHER_LINK = 4
 DROPPED = -1
 HOPS = 40  # links that lead to links, as Linux allows
 
-# Finds members by hash: (shard, hashes) -> {hash: (start, size)}
-Locate = Callable[[int, set[int]], dict[int, tuple[int, int]]]
+# Finds members by hash: hashes -> {hash: (start, size)}
+Locate = Callable[[set[int]], dict[int, tuple[int, int]]]
 
 
 def names(name: bytes, scope: bytes) -> tuple[int, int, int]:
@@ -43,54 +43,77 @@ def names(name: bytes, scope: bytes) -> tuple[int, int, int]:
     )
 
 
+class Shard:
+    """The members of one tar file, and what becomes of them.
+
+    Fields: each of COLUMNS as [n] int64.
+    """
+
+    def __init__(self, members: listing.Listing, start: int, stop: int, path: str):
+        """
+        Args:
+            members: of all tar files, with COLUMNS.
+            start, stop: rows of this file's.
+            path: of the file.
+        """
+        rows = members.extra[start:stop]
+        for place, column in enumerate(COLUMNS):
+            setattr(self, column, np.array(rows[:, place]))
+        self._members, self._start, self._file = members, start, escaping.escaped(path)
+
+    def path(self, row: int) -> bytes:
+        """The name of a member."""
+        return self._members.path(self._start + row)
+
+    def name(self, row: int) -> str:
+        """File and name, for people."""
+        return f"{self._file}/{escaping.escaped(self.path(row))}"
+
+
 def entries(
-    members: listing.Listing,
-    shards: list[str],
+    shard: Shard,
+    labelled: bool,
     locate: Locate,
+    beside: set[bytes],
     ignored: walk.Ignored,
     faults: Faults,
 ) -> Iterator[listing.Entry]:
-    """The images, in their order, with the labels of their .cls files.
+    """The images of a tar file, in their order, with the labels of their .cls files.
 
     Args:
-        members: images, labels and links with COLUMNS.
-        shards: names of the tar files.
+        shard: its members.
+        labelled: whether there is a .cls file in any shard; else folders are classes.
         locate: looks for what links lead to.
-        ignored: takes the extensions of pictures that belong to another picture.
+        beside: endings such as .seg.png of pictures that belong to another picture, as
+            they were met in the shards before; is added to.
+        ignored: takes their number.
         faults: takes what is damaged or contradictory.
     """
-    table = dict(zip(COLUMNS, map(np.array, members.extra.T), strict=True))
-
-    def name(row: int) -> str:
-        shard = escaping.escaped(shards[table["shard"][row]])
-        return f"{shard}/{escaping.escaped(members.path(row))}"
-
-    _drop_repeated(table, name, faults)
-    _follow(table, locate, name, faults)
-    labels, has_own = _labels(table, name, faults)
-    _drop_companions(table, members, has_own, ignored)
-    for row in np.flatnonzero(table["kind"] == IMAGE):
-        place = tuple(int(table[column][row]) for column in ("shard", "start", "size"))
-        label = None if labels is None else int(labels[row])
-        yield members.path(row), place, label
+    _drop_repeated(shard, faults)
+    _follow(shard, locate, faults)
+    labels, has_own = _labels(shard, faults)
+    _drop_companions(shard, has_own, beside, ignored)
+    for row in np.flatnonzero(shard.kind == IMAGE).tolist():
+        place = int(shard.shard[row]), int(shard.start[row]), int(shard.size[row])
+        yield shard.path(row), place, int(labels[row]) if labelled else None
 
 
-def _drop_repeated(table: dict, name: Callable[[int], str], faults: Faults) -> None:
+def _drop_repeated(shard: Shard, faults: Faults) -> None:
     """Keeps the last of several members of one name, as unpacking them would."""
-    own = table["own"]
+    own = shard.own
     rows = len(own) - 1 - np.unique(own[::-1], return_index=True)[1]
     if len(rows) == len(own):
         return
     repeated = np.ones(len(own), bool)
     repeated[rows] = False
-    for row in np.flatnonzero(repeated & (table["kind"] != OTHER_LINK)):
-        faults.add(f"{name(row)} is there again further on, which is taken")
-    table["kind"][repeated] = DROPPED
+    for row in np.flatnonzero(repeated & (shard.kind != OTHER_LINK)).tolist():
+        faults.add(f"{shard.name(row)} is there again further on, which is taken")
+    shard.kind[repeated] = DROPPED
 
 
-def _follow(table: dict, locate: Locate, name, faults: Faults) -> None:
+def _follow(shard: Shard, locate: Locate, faults: Faults) -> None:
     """Puts what links lead to in their place."""
-    kind, own, start = table["kind"], table["own"], table["start"]
+    kind, own, start = shard.kind, shard.own, shard.start
     links = np.flatnonzero(kind >= LINK)
     if not len(links):
         return
@@ -103,73 +126,70 @@ def _follow(table: dict, locate: Locate, name, faults: Faults) -> None:
                 break
             target = leads[target]
         targets[row] = target
-    plain = np.flatnonzero((kind == IMAGE) | (kind == LABEL))
-    plain = plain[np.argsort(own[plain])]
-    wanted: dict[int, set[int]] = {}
+    members = {
+        what: dict(
+            zip(own[kind == what].tolist(), np.flatnonzero(kind == what).tolist())
+        )
+        for what in (IMAGE, LABEL)
+    }
+    wanted = {
+        target
+        for row, target in targets.items()
+        if kind[row] == IMAGE + LINK and target not in members[IMAGE]
+    }
+    located = locate(wanted) if wanted else {}
     for row, target in targets.items():
-        at = np.searchsorted(own[plain], target)
-        hit = int(plain[at]) if at < len(plain) else -1
-        if hit >= 0 and own[hit] == target and kind[hit] == kind[row] - LINK:
-            kind[row], start[row] = kind[hit], start[hit]
-            table["size"][row] = table["size"][hit]
-        elif kind[row] == IMAGE + LINK:
-            wanted.setdefault(int(table["shard"][row]), set()).add(target)
-    located = {shard: locate(shard, hashes) for shard, hashes in wanted.items()}
-    for row, target in targets.items():
-        if kind[row] < LINK:
-            continue
-        place = located.get(int(table["shard"][row]), {}).get(target)
-        if place is None:
-            faults.add(f"{name(row)} is a link to what is not in the file")
-            continue
-        kind[row], (start[row], table["size"][row]) = IMAGE, place
+        what = int(kind[row]) - LINK
+        if target in members[what]:
+            hit = members[what][target]
+            kind[row], start[row], shard.size[row] = what, start[hit], shard.size[hit]
+        elif what == IMAGE and target in located:
+            kind[row], (start[row], shard.size[row]) = what, located[target]
+        else:
+            faults.add(f"{shard.name(row)} is a link to what is not in the file")
 
 
-def _labels(table: dict, name, faults: Faults) -> tuple[np.ndarray | None, np.ndarray]:
-    """[n] labels, -1 if none; None if no file has any. [n] whether by its own name.
+def _labels(shard: Shard, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+    """[n] labels, -1 if none; [n] whether a label is of the image's own name.
 
     An image has the label of its name with .cls for its extension, else of its key.
     """
-    kind = table["kind"]
+    kind = shard.kind
     images, given = np.flatnonzero(kind == IMAGE), np.flatnonzero(kind == LABEL)
     labels, has_own = np.full(len(kind), -1, np.int32), np.zeros(len(kind), bool)
     if not len(given):
-        return None, has_own
-    given = given[np.argsort(table["stem"][given])]
-    stems, used = table["stem"][given], np.zeros(len(given), bool)
-    for column in ("key", "stem"):  # the nearer one last
-        at = np.minimum(np.searchsorted(stems, table[column][images]), len(stems) - 1)
-        hit = stems[at] == table[column][images]
-        labels[images[hit]] = table["size"][given[at[hit]]]
+        return labels, has_own
+    given = given[np.argsort(shard.stem[given])]
+    stems, used = shard.stem[given], np.zeros(len(given), bool)
+    for keys in (shard.key[images], shard.stem[images]):  # the nearer one last
+        at = np.minimum(np.searchsorted(stems, keys), len(stems) - 1)
+        hit = stems[at] == keys
+        labels[images[hit]] = shard.size[given[at[hit]]]
         used[at[hit]] = True
         has_own[images] = hit
-    for row in given[~used]:
-        faults.add(f"{name(row)} is the label of no image")
+    for row in given[~used].tolist():
+        faults.add(f"{shard.name(row)} is the label of no image")
     return labels, has_own
 
 
-def _drop_companions(table, members, has_own, ignored: walk.Ignored) -> None:
+def _drop_companions(
+    shard: Shard, has_own: np.ndarray, beside: set[bytes], ignored: walk.Ignored
+) -> None:
     """Leaves out 0001.seg.png beside 0001.jpg, and such where 0001.jpg is missing.
 
     A number between the dots, or a label of its own, makes it an image like others.
     """
-    images = table["kind"] == IMAGE
-    plain = table["stem"] == table["key"]
-    keys = np.unique(table["key"][images & plain])
-    rows, beside = [], set()
+    images, plain = shard.kind == IMAGE, shard.stem == shard.key
+    keys, endings = set(shard.key[images & plain].tolist()), {}
     for row in np.flatnonzero(images & ~plain & ~has_own).tolist():
-        base = members.path(row).rpartition(b"/")[2].lower()
+        base = shard.path(row).rpartition(b"/")[2].lower()
         ending = base[base.index(b".") :]
         if any(x[:1].isdigit() for x in ending[1:].split(b".")[:-1]):
             continue
-        rows.append((row, ending))
-    if not rows:
-        return
-    at = np.searchsorted(keys, table["key"][[row for row, _ in rows]])
-    for (row, ending), place in zip(rows, at.tolist(), strict=True):
-        if place < len(keys) and keys[place] == table["key"][row]:
+        endings[row] = ending
+        if int(shard.key[row]) in keys:
             beside.add(ending)
-    for row, ending in rows:
+    for row, ending in endings.items():
         if ending in beside:
-            table["kind"][row] = DROPPED
+            shard.kind[row] = DROPPED
             ignored.files[escaping.escaped(ending)] += 1

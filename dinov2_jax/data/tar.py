@@ -1,5 +1,7 @@
 """Images in tar files, read at their positions: WebDataset shards and plain folders."""
 
+import dataclasses
+import functools
 import os
 import posixpath
 import tarfile
@@ -101,71 +103,84 @@ class Tar:
         return self.__dict__ | {"_open": {}}
 
 
+@dataclasses.dataclass
+class Scan:
+    """What is known of tar files when their headers are read.
+
+    Fields: `stops` of the rows of each shard; `labelled` whether one has a .cls file;
+    `ignored` members; `faults` of shards that are read; `refused` those that are not.
+    """
+
+    shards: list[str]
+    stops: list[int] = dataclasses.field(default_factory=list)
+    labelled: bool = False
+    ignored: walk.Ignored = dataclasses.field(default_factory=walk.Ignored)
+    faults: Faults = dataclasses.field(default_factory=Faults)
+    refused: list[str] = dataclasses.field(default_factory=list)
+
+
 def _listed(shards: list[str], places: list[str], kept) -> listing.Listing:
     """The images of tar files. Raises: ValueError if one cannot be read."""
-    ignored, faults, refused = walk.Ignored(), Faults(), []
-    rows = _members(shards, ignored, faults, refused)
-    members = listing.build(rows, len(samples.COLUMNS), [], None, walk.Ignored())
+    scan = Scan(shards)
+    members = listing.build(
+        _members(scan), len(samples.COLUMNS), [], None, walk.Ignored()
+    )
     try:
-        if refused:
-            count = f"{len(refused)} of {len(shards)} shards"
-            raise Refused(refused, f"copy or pack {count} again")
-        images = samples.entries(
-            members,
-            shards,
-            lambda shard, hashes: _places(shards[shard], shard, hashes),
-            ignored,
-            faults,
-        )
+        if scan.refused:
+            count = f"{len(scan.refused)} of {len(shards)} shards"
+            raise Refused(scan.refused, f"copy or pack {count} again")
         watched = [os.fsencode(place) for place in places]
-        found = listing.build(images, 3, watched, kept, ignored, faults.lines)
+        images = _images(scan, members)
+        found = listing.build(images, 3, watched, kept, scan.ignored, scan.faults.lines)
     finally:
         members.file.unlink()
     return found
 
 
-def _members(
-    shards: list[str], ignored: walk.Ignored, faults: Faults, refused: list[str]
-) -> Iterator[listing.Entry]:
+def _images(scan: Scan, members: listing.Listing) -> Iterator[listing.Entry]:
+    """The images among the members, shard by shard."""
+    start, beside = 0, set()
+    for number, (path, stop) in enumerate(zip(scan.shards, scan.stops, strict=True)):
+        shard = samples.Shard(members, start, stop, path)
+        locate = functools.partial(_places, path, number)
+        yield from samples.entries(
+            shard, scan.labelled, locate, beside, scan.ignored, scan.faults
+        )
+        start = stop
+
+
+def _members(scan: Scan) -> Iterator[listing.Entry]:
     """Images, labels and links of tar files, with `samples.COLUMNS`."""
-    for number, shard in enumerate(shards):
+    rows = 0
+    for number, shard in enumerate(scan.shards):
         with _stream(shard) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             wrong = _wrong(stream.read(512))
             if wrong:
-                refused.append(f"{shard} {wrong}")
+                scan.refused.append(f"{shard} {wrong}")
                 continue
             stream.seek(0)
-            members, end, images = headers.Headers(shard, stream), 0, 0
-            while (member := members.next()) is not None:
+            members, member, end, images = headers.Headers(shard, stream), None, 0, 0
+            while (after := members.next()) is not None:
                 members.members.clear()  # or it keeps them all
+                member = after
                 stored = members.offset - member.offset_data  # with its padding
                 end = member.offset_data + min(member.size, stored)
                 if end > size:
                     break
-                row = _row(members, member, number, ignored, faults)
+                row = _row(members, member, number, scan)
                 if row is not None:
-                    images += row[1][0] != samples.LABEL
+                    kind = row[1][0]
+                    images += kind in (samples.IMAGE, samples.IMAGE + samples.LINK)
+                    rows += 1
                     yield row
-        if end > size:
-            refused.append(
-                f"{shard} is cut short: {member.name} ends at byte {end}, but the file "
-                f"has {size}"
-            )
-        elif (
-            end
-            and size % headers.BLOCK
-            and (size // headers.BLOCK * headers.BLOCK, None) in members.damage
-        ):
-            refused.append(f"{shard} is cut short within a header")
-        elif not end and members.damage:
-            refused.append(
-                f"{shard} cannot be read as an uncompressed tar file: it has no valid "
-                "header"
-            )
+        scan.stops.append(rows)
+        wrong = _cut(members, member, end, size)
+        if wrong:
+            scan.refused.append(f"{shard} {wrong}")
         else:
-            _judge(shard, members, images, faults)
+            _judge(shard, members, images, scan.faults)
 
 
 def _wrong(head: bytes) -> str | None:
@@ -175,6 +190,24 @@ def _wrong(head: bytes) -> str | None:
         return None
     more = "; unpack it" if what.endswith("compressed") else ""
     return f"cannot be read as an uncompressed tar file: it is {what}{more}"
+
+
+def _cut(members: headers.Headers, last, end: int, size: int) -> str | None:
+    """Why a file is refused when its headers are read; None if it is not.
+
+    Args:
+        members, last: the headers, and the last one.
+        end: of the last member's data, bytes.
+        size: of the file, bytes.
+    """
+    if end > size:
+        return f"is cut short: {last.name} ends at byte {end}, but the file has {size}"
+    if last is None and members.damage:
+        return "cannot be read as an uncompressed tar file: it has no valid header"
+    whole = size // headers.BLOCK * headers.BLOCK
+    if whole < size and (whole, None) in members.damage:
+        return "is cut short within a header"
+    return None
 
 
 def _judge(shard: str, members: headers.Headers, images: int, faults: Faults) -> None:
@@ -195,8 +228,7 @@ def _row(
     members: headers.Headers,
     member: tarfile.TarInfo,
     shard: int,
-    ignored: walk.Ignored,
-    faults: Faults,
+    scan: Scan,
 ) -> listing.Entry | None:
     """What `_members` tells of a member; None if it is nothing to read."""
     link = member.islnk() or member.issym()
@@ -204,8 +236,8 @@ def _row(
         return None
     name, scope = _name(member.name), b"%d %d " % (shard, members.archive)
     if name.lower().endswith(b".cls") and not walk.is_service(name):
-        kind = samples.LABEL
-    elif folder.is_image(name, ignored):
+        kind, scan.labelled = samples.LABEL, True
+    elif folder.is_image(name, scan.ignored):
         kind = samples.IMAGE
     elif link:
         kind = samples.OTHER_LINK
@@ -218,7 +250,9 @@ def _row(
     elif kind == samples.LABEL:
         start, size = member.offset_data, _label(members, member)
     elif member.issparse():
-        faults.add(f"{members.name}: {member.name} is stored with holes; pack it anew")
+        scan.faults.add(
+            f"{members.name}: {member.name} is stored with holes; pack it anew"
+        )
         return None
     else:
         start, size = member.offset_data, member.size

@@ -210,6 +210,14 @@ def test_a_tfds_data_set_is_read_without_decoding(tmp_path):
     assert len(part) == 2 and pickle.loads(pickle.dumps(part))[1] == part[1]
     with pytest.raises(ValueError, match="cannot be opened"):
         sources.open_source(f"tfds:tiny:nosuchsplit@{tmp_path}")
+    (file,) = tmp_path.rglob("tiny-train.array_record*")
+    data = file.read_bytes()
+    file.write_bytes(data[:-999])
+    with pytest.raises(ValueError, match=f"{file} is missing, cut short"):
+        sources.open_source(f"tfds:tiny:train@{tmp_path}")
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{file} is missing; copy 1 of the 1"):
+        sources.open_source(f"tfds:tiny:train@{tmp_path}")
     with pytest.raises(ValueError, match="near: mnist"):
         sources.open_source(f"tfds:mnits@{tmp_path}")
     with pytest.raises(ValueError, match="not prepared"):

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.data import containers, fingerprint, manifest, patterns
-from dinov2_jax.data.faults import Faults
+from dinov2_jax.data import containers, fingerprint, manifest, patterns, remote
+from dinov2_jax.data.faults import Faults, Refused
 from dinov2_jax.data.record import Record
 from dinov2_jax.data.walk import say
 
@@ -221,6 +221,8 @@ class Tfds:
             (part.filename, part.skip, part.take)
             for part in builder.info.splits[split].file_instructions
         )
+        ends = [(str(path), skip + max(take, 0)) for path, skip, take in self._parts]
+        _require_whole(self._title, ends)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -249,6 +251,25 @@ class Tfds:
         for path, skip, take in self._parts:
             yield fingerprint.File(path)
             yield skip, take
+
+
+def _require_whole(title: str, parts: list[tuple[str, int]]) -> None:
+    """Raises ValueError if a file is missing, damaged or holds too few records."""
+    parts = [(path, most) for path, most in parts if not remote.is_remote(path)]
+    missing = [path for path, _ in parts if not os.path.isfile(path)]
+    if missing:
+        raise Refused(
+            [f"{path} is missing" for path in missing],
+            f"copy {len(missing)} of the {len(parts)} files of {title}, or prepare it "
+            "again",
+        )
+    counts = Entries([path for path, _ in parts]).counts
+    for (path, most), count in zip(parts, counts, strict=True):
+        if count < most:
+            raise errors.InputError(
+                f"{path} holds {count} records, but {title} reads {most} of it; prepare "
+                "it again."
+            )
 
 
 def _builder(tfds, name: str, data_dir: str | None):

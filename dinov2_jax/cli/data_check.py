@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dinov2_jax.cli import data, workdir, workers
-from dinov2_jax.data import decode, manifest, sources
+from dinov2_jax.data import decode, faults, manifest, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 from dinov2_jax.escaping import escaped, shown
@@ -30,11 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code, 1 if anything is wrong."""
     spec = data.spec(options.source)
-    bad, records = list(_bad_shards(spec, options.workers)), 0
+    bad, records = [], 0
     try:
+        for part, _ in sources.split(spec):
+            bad += _bad_shards(part, options.workers)
         source = sources.open_source(spec)
         records = len(source)
+        bad += sources.faults(source)
         bad += _bad_records(source, options.workers, not options.no_decode)
+    except faults.Refused as error:
+        bad += map(shown, error.lines)
     except ValueError as error:
         if not bad:
             raise
@@ -50,9 +55,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _bad_shards(spec: str, number: int) -> Iterator[str]:
-    """The shards whose bytes are not those of the manifest."""
+    """The shards of a packed folder that are not those of its manifest."""
     folder = pathlib.Path(spec.removeprefix("arrayrecord:")).expanduser()
-    if not (spec.startswith("arrayrecord:") and folder.is_dir()):
+    packed = spec.startswith("arrayrecord:") and (folder / manifest.NAME).exists()
+    if not packed:
         return
     shards = manifest.read(folder)["shards"]
     paths = [folder / shard["file"] for shard in shards]
@@ -61,6 +67,8 @@ def _bad_shards(spec: str, number: int) -> Iterator[str]:
         if digest != shard["sha256"]:
             file = escaped(folder / shard["file"])
             yield f"{file}: its SHA-256 is not that of the manifest"
+    for path in sorted(set(folder.glob("*.arrayrecord")) - set(paths)):
+        yield f"{escaped(path)}: no shard of the manifest"
 
 
 def _bad_records(source: Source, number: int, decoded: bool) -> list[str]:

@@ -179,7 +179,7 @@ def on_tests(job: Job, sets, names, features, head) -> tuple[dict, dict]:
         test = features(spec)
         about[name] = test.about
         if name in job.labels:
-            lists = _many_labels(pathlib.Path(job.labels[name]), test)
+            lists = _many_labels(pathlib.Path(job.labels[name]), test, len(names))
             share = metrics.multi_label_accuracy(head(test.rows), lists)
         else:
             frozen.require_classes(test)
@@ -196,8 +196,11 @@ def on_tests(job: Job, sets, names, features, head) -> tuple[dict, dict]:
     return found, about
 
 
-def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
-    """Labels of each image: a JSON list by the number, from 1, that ends its name."""
+def _many_labels(path: pathlib.Path, test: frozen.Set, count: int) -> list[list[int]]:
+    """Labels of each image: a JSON list by the number, from 1, that ends its name.
+
+    Raises: ValueError if two images have one number, or a label is no class of `count`.
+    """
     try:
         lists = json.loads(path.expanduser().read_text(encoding="utf-8"))
         numbers = [
@@ -206,7 +209,15 @@ def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
         ]
         if min(numbers) < 1:
             raise errors.InputError("numbers start at 1")
-        return [list(map(int, lists[number - 1])) for number in numbers]
+        if len(set(numbers)) < len(numbers):
+            raise errors.InputError("several images' names end in one number")
+        found = [list(map(int, lists[number - 1])) for number in numbers]
+        beyond = {x for labels in found for x in labels if not 0 <= x < count}
+        if beyond:
+            raise errors.InputError(
+                f"label {min(beyond)} is none of the {count} classes of train"
+            )
+        return found
     except (OSError, ValueError, IndexError, TypeError, KeyError) as error:
         raise errors.InputError(
             f"{path} does not give labels of the images of {test.about['spec']} "

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import writing
 from dinov2_jax.data import arrays, decode, manifest
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
@@ -57,10 +58,13 @@ class Packer:
 
         Raises: OSError if the disk is full or not writable.
         """
+        with writing.replacing(self.folder / self.name(number)) as part:
+            return self._write(number, part)
+
+    def _write(self, number: int, part: pathlib.Path) -> Written:
+        """Write the records of a shard to a file."""
         from array_record.python import array_record_module
 
-        path = self.folder / self.name(number)
-        part = path.with_name(path.name + ".part")
         start = number * self.records
         stop = min(start + self.records, len(self.source))
         labelled, shrunk, skipped = 0, 0, []
@@ -85,10 +89,9 @@ class Packer:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         size = part.stat().st_size
-        os.replace(part, path)
         written = stop - start - len(skipped)
         shard = manifest.Shard(
-            file=path.name, records=written, bytes=size, sha256=digest
+            file=self.name(number), records=written, bytes=size, sha256=digest
         )
         return Written(shard, labelled, shrunk, tuple(skipped))
 

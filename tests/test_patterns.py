@@ -8,7 +8,7 @@ import recordfiles
 import tars
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.data import arrays, patterns, sources, walk
+from dinov2_jax.data import arrays, braces, patterns, sources, walk
 
 JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 
@@ -91,7 +91,7 @@ def test_semicolons_and_ats_can_be_escaped():
     ],
 )
 def test_braces_stand_for_what_they_do_in_a_shell(text, listed):
-    assert list(patterns._braces(text)) == listed
+    assert list(braces.expanded(text)) == listed
 
 
 def test_lists_and_braces_are_read_in_one_order(tmp_path):

@@ -2,12 +2,13 @@
 
 import os
 
+import fsspec
 import pytest
 import recordfiles
 import tars
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.data import arrays, patterns, sources, walk
+from dinov2_jax.data import arrays, braces, patterns, sources, walk
 
 JPEGS = [tars.jpeg(20 * i) for i in range(12)]
 
@@ -90,7 +91,7 @@ def test_semicolons_and_ats_can_be_escaped():
     ],
 )
 def test_braces_stand_for_what_they_do_in_a_shell(text, listed):
-    assert list(patterns._braces(text)) == listed
+    assert list(braces.expanded(text)) == listed
 
 
 def test_lists_and_braces_are_read_in_one_order(tmp_path):
@@ -216,3 +217,29 @@ def test_sources_whose_classes_come_in_another_order_keep_their_names(tmp_path):
     mixed = sources.Mixture((parts[0], Turned(parts[1])), (1, 1))
     for i in range(len(mixed)):
         assert f"/{mixed.classes[mixed[i].label]}/" in mixed.name(i)
+
+
+def test_addresses_are_named_like_paths(tmp_path):
+    bucket = fsspec.filesystem("memory")
+    for i, name in enumerate(["x-0.tar", "x-1.tar", "in/[y].tar"]):
+        bucket.pipe(f"/bucket/{name}", shard(tmp_path / "x.tar", i).read_bytes())
+    bucket.pipe("/bucket/README.md", b"shards")
+    root = "tar:memory://bucket"
+    try:
+        assert numbers(f"{root}/x-{{0..1}}.tar") == [0, 1]
+        assert numbers(f"{root}/x-*.tar::{tmp_path}/x.tar") == [2, 0, 1]
+        assert numbers(f"{root}/in/[y].tar") == [2]
+        assert numbers(root) == [2, 0, 1]
+        assert numbers(f"{root}/x-0.tar@2;demo:val".partition(";")[0]) == [0]
+        with pytest.raises(ValueError, match="x-2.tar is missing; copy 1 of the 3"):
+            sources.open_source(f"{root}/x-{{0..2}}.tar")
+        with pytest.raises(ValueError, match="matches no file"):
+            sources.open_source(f"{root}/none")
+        with pytest.raises(ValueError, match=r"without files of this kind.* 3 .tar"):
+            sources.open_source("parquet:memory://bucket")
+    finally:
+        bucket.rm("/bucket", recursive=True)
+    assert patterns._parts("simplecache::s3://b/x.tar::s3://b/y.tar") == [
+        "simplecache::s3://b/x.tar",
+        "s3://b/y.tar",
+    ]

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dinov2_jax.cli import data, decoding, workdir, workers
-from dinov2_jax.data import decode, manifest, rules, sources
+from dinov2_jax.data import decode, faults, manifest, rules, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
+from dinov2_jax.escaping import escaped, shown
 from dinov2_jax.train import progress
 
 CHUNK = 1024  # records of a job
@@ -35,38 +36,48 @@ def main(options: argparse.Namespace) -> int:
     told = rules.of(options.range, options.damaged)
     job = Check(None if options.no_decode else options.max_pixels, told)
     spec = data.spec(options.source)
-    bad, records, reasons = list(_bad_shards(spec, options.workers)), 0, []
+    bad, records, reasons = [], 0, []
     try:
+        for part, _ in sources.split(spec):
+            bad += _bad_shards(part, options.workers)
         source = sources.open_source(spec)
         records = len(source)
+        bad += sources.faults(source)
         for line, reason in _bad_records(source, options.workers, job):
             bad.append(line)
             reasons.append(reason)
+    except faults.Refused as error:
+        bad += map(shown, error.lines)
     except ValueError as error:
         if not bad:
             raise
-        bad.append(str(error))
+        bad.append(shown(str(error)))
     for line in bad[:SHOWN]:
         print(line)
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (" in --out" if options.out else ""))
     if options.out:
         workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
-    print(f"{spec}: {records} records, {len(bad)} bad{decoding.counted(reasons)}")
+    counted = decoding.counted(reasons)
+    print(f"{shown(spec)}: {records} records, {len(bad)} bad{counted}")
     return int(bool(bad))
 
 
 def _bad_shards(spec: str, number: int) -> Iterator[str]:
-    """The shards whose bytes are not those of the manifest."""
+    """The shards of a packed folder that are not those of its manifest."""
     folder = pathlib.Path(spec.removeprefix("arrayrecord:")).expanduser()
-    if not (spec.startswith("arrayrecord:") and folder.is_dir()):
+    packed = spec.startswith("arrayrecord:") and (folder / manifest.NAME).exists()
+    if not packed:
         return
     shards = manifest.read(folder)["shards"]
     paths = [folder / shard["file"] for shard in shards]
     sums = _each(_digest, paths, number, "shard")
     for shard, digest in zip(shards, sums, strict=True):
         if digest != shard["sha256"]:
-            yield f"{folder / shard['file']}: its SHA-256 is not that of the manifest"
+            file = escaped(folder / shard["file"])
+            yield f"{file}: its SHA-256 is not that of the manifest"
+    for path in sorted(set(folder.glob("*.arrayrecord")) - set(paths)):
+        yield f"{escaped(path)}: no shard of the manifest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +109,7 @@ def _bad_of(source: Source, check: Check, start: int) -> list[tuple[str, str]]:
                     record.image, max_pixels=check.max_pixels, rules=check.rules
                 )
         except (OSError, decode.DecodeError) as error:
-            line = f"{index}\t{source.name(index)}: {error}"
+            line = f"{index}\t{source.name(index)}: {shown(str(error))}"
             found.append((line, rules.reason(error)))
     return found
 

@@ -87,7 +87,7 @@ def _claim(packer: packing.Packer, options: argparse.Namespace) -> None:
     }
     path = packer.folder / PARTS / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         other = [
             f"{name} {before.get(name)!r} -> {value!r}"
             for name, value in settings.items()
@@ -113,7 +113,7 @@ def _kept(packer: packing.Packer) -> Iterator[tuple[int, packing.Written]]:
         file = packer.folder / packer.name(number)
         if not note.exists() or not file.exists():
             continue
-        found = packing.Written(**json.loads(note.read_text()))
+        found = packing.Written(**json.loads(note.read_text(encoding="utf-8")))
         if file.stat().st_size == found.shard["bytes"]:
             yield number, found
 

@@ -26,6 +26,7 @@ from dinov2_jax.data import (
 )
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.escaping import shown
 from dinov2_jax.models import vit
 from dinov2_jax.viz import sources as pictures
 
@@ -83,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
             options.out / "stats.json", json.dumps(found, indent=2) + "\n"
         )
         pictures.write(options.out / "stats.png", found)
-        print(f"{options.out}/stats.json, stats.png")
+        print(f"{shown(str(options.out))}/stats.json, stats.png")
     return 0
 
 
@@ -98,7 +99,7 @@ def described(
             record, _ = Reader(source).record(int(index))
             pixels = decode.decode(record.image, max_pixels=max_pixels, rules=told)
         except (OSError, decode.DecodeError) as error:
-            unreadable.append(f"{source.name(int(index))}: {error}")
+            unreadable.append(f"{source.name(int(index))}: {shown(str(error))}")
             reasons.append(rules.reason(error))
             continue
         plain = isinstance(record.image, np.ndarray)
@@ -220,7 +221,7 @@ def text(found: dict[str, Any]) -> str:
     bad = found["unreadable"]
     reasons = decoding.counted(found["reasons"])
     lines = [
-        f"{found['source']}: {found['records']} records",
+        f"{shown(found['source'])}: {found['records']} records",
         f"sample  {found['sample']}: {formats}; {len(bad)} unreadable{reasons}",
         *[f"        {line}" for line in bad[:5]],
         *[f"range   {line}" for line in depths.lines(found["samples"], found["range"])],

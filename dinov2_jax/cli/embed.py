@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, features, processes, sharding, shards, zoo
+from dinov2_jax import errors, features, processes, sharding, shards, tree, zoo
 from dinov2_jax.cli import decoding, depths, workdir
 from dinov2_jax.convert import read
-from dinov2_jax.data import decode, pipeline, rules, sources
+from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.models import vit
@@ -32,6 +32,11 @@ from dinov2_jax.train import progress
 
 KINDS = ("cls", "registers", "mean_patch", "patches")
 DTYPES = ("float32", "float16")
+OPERATION = (
+    *("parent", "name", "dtype", "gather", "remat", "unroll"),
+    *("drop_path", "uniform_drop"),
+)
+"""Fields of a backbone on which no feature depends; a dtype is told by itself."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -156,8 +161,10 @@ def embed(
     manifest = {
         "weights": str(weights),
         "weights_sha256": digest(params),
+        "model": architecture(backbone),
+        "code": workdir.code(),
         "data": data,
-        "data_sha256": fingerprint(source),
+        "data_sha256": fingerprint.of(source),
         "records": records,
         "shard_size": shard_size,
         "what": list(what),
@@ -165,6 +172,7 @@ def embed(
         "crop": crop,
         "dtype": dtype,
         "compute": compute,
+        "max_pixels": max_pixels,
         "range": range,
         "damaged": damaged,
         "versions": workdir.versions(),
@@ -348,18 +356,15 @@ def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:
 
 
 def digest(params: dict) -> str:
-    """Equal for equal weights."""
+    """Equal for equal weights of the same names and shapes."""
     found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
+    for name, leaf in zip(tree.names(params), jax.tree.leaves(params), strict=True):
+        found.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
         found.update(np.ascontiguousarray(leaf))
     return found.hexdigest()
 
 
-def fingerprint(source: Source, names: int = 256) -> str:
-    """Equal for sources of the same size, classes and names (some of them)."""
-    found = hashlib.sha256(repr((len(source), source.classes)).encode())
-    count = min(names, len(source))
-    for i in range(count):
-        name = source.name(i * len(source) // count)
-        found.update(os.path.basename(name).encode(errors="surrogateescape"))
-    return found.hexdigest()
+def architecture(backbone: vit.ViT) -> dict:
+    """What a backbone computes from its weights, apart from its dtype."""
+    fields = (field.name for field in dataclasses.fields(backbone))
+    return {k: getattr(backbone, k) for k in sorted(fields) if k not in OPERATION}

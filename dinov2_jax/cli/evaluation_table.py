@@ -52,7 +52,7 @@ def lines(folder: pathlib.Path) -> list[list[str]]:
     """
     path = folder / "results.json"
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         method = about["settings"].get("method", "")
         rows = []
         for metric, value in about["metrics"].items():

@@ -9,9 +9,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from dinov2_jax import writing
 from dinov2_jax.data import arrays, decode, manifest, rules
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.escaping import shown
 
 OPTIONS = "group_size:1,uncompressed"  # each record alone; images are compressed
 
@@ -60,10 +62,13 @@ class Packer:
 
         Raises: OSError if the disk is full or not writable.
         """
+        with writing.replacing(self.folder / self.name(number)) as part:
+            return self._write(number, part)
+
+    def _write(self, number: int, part: pathlib.Path) -> Written:
+        """Write the records of a shard to a file."""
         from array_record.python import array_record_module
 
-        path = self.folder / self.name(number)
-        part = path.with_name(path.name + ".part")
         start = number * self.records
         stop = min(start + self.records, len(self.source))
         labelled, shrunk, skipped, reasons = 0, 0, [], []
@@ -75,7 +80,8 @@ class Packer:
                 record, _ = reader.record(index)
                 image, changed = self._encoded(record)
             except (OSError, decode.DecodeError) as error:
-                skipped.append((index, f"{self.source.name(index)}: {error}"))
+                why = f"{self.source.name(index)}: {shown(str(error))}"
+                skipped.append((index, why))
                 reasons.append(rules.reason(error))
                 continue
             shrunk += changed
@@ -88,10 +94,9 @@ class Packer:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         size = part.stat().st_size
-        os.replace(part, path)
         written = stop - start - len(skipped)
         shard = manifest.Shard(
-            file=path.name, records=written, bytes=size, sha256=digest
+            file=self.name(number), records=written, bytes=size, sha256=digest
         )
         return Written(shard, labelled, shrunk, tuple(skipped), tuple(reasons))
 

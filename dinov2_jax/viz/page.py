@@ -108,7 +108,8 @@ def text(value: Any) -> str:
     """Any value as escaped text: strings as they are, the rest as JSON."""
     if not isinstance(value, str):
         value = json.dumps(value, default=str, ensure_ascii=False)
-    return html.escape(value)
+    # A path in a setting may hold what is not UTF-8.
+    return html.escape(value.encode(errors="backslashreplace").decode())
 
 
 def table(rows: Sequence[tuple[str, Any]]) -> str:

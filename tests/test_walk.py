@@ -198,7 +198,7 @@ def test_a_kept_list_tells_again_what_it_left_out(tmp_path, capsys):
     put(tmp_path / "images", "cat/x.jpg", "cat/y.heic", "cat/._x.jpg")
     spec, lines = f"folder:{tmp_path}/images", []
     for _ in range(2):
-        walk._tell.cache_clear()
+        walk.say.cache_clear()
         capsys.readouterr()
         sources.open_source(spec, cache_dir=tmp_path / "lists")
         lines.append(told(capsys))

@@ -110,11 +110,11 @@ def tell(spec: str, count: int, ignored: Ignored, what: str = "images") -> None:
         files = ignored.files.total()
         of = f"{files} of {count + files} files: "
         share = of if files and what == "images" else ""
-        _tell(f"{shown(spec)}: {count} {what}; ignored {share}{ignored}")
+        say(f"{shown(spec)}: {count} {what}; ignored {share}{ignored}")
 
 
 @functools.cache
-def _tell(line: str) -> None:
+def say(line: str) -> None:
     """Prints a line, not again where one command opens a source twice.
 
     Printed, for a warning would be lost in how other libraries set up logging; silent

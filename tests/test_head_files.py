@@ -1,5 +1,7 @@
 """Files of heads: the range and all else that predictions depend on stand in them."""
 
+import dataclasses
+
 import arrays
 import densefiles
 import jax
@@ -118,6 +120,17 @@ def test_a_head_of_another_backbone_is_refused(trained, tmp_path):
         evaluate_depth.run(
             densefiles.job(evaluate_depth, other, specs, tmp_path, **given)
         )
+
+
+def test_a_head_of_other_weights_is_warned_of(trained, tmp_path, capsys):
+    specs, backbone, path, rmse = trained
+    given = DEPTH | {"head": str(path)}
+    other = dataclasses.replace(backbone, sha256="1" * 64)
+    job = densefiles.job(evaluate_depth, other, specs, tmp_path, **given)
+    job = job.opened(evaluate_depth.inputs)
+    assert evaluate_depth.run(job).metrics["rmse"] == pytest.approx(rmse)
+    assert "was trained on other weights" in capsys.readouterr().err
+    assert any("other weights" in text for text in job.warnings)
 
 
 def test_a_file_without_a_range_takes_that_of_the_settings_and_says_so(

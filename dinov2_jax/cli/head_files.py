@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from dinov2_jax import errors, tree, zoo
+from dinov2_jax import errors, headfile, tree, zoo
 from dinov2_jax.cli.results import Job
 from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
@@ -50,7 +50,7 @@ def given_head(job: Job, kind: type, expected: Mapping, **options):
     Raises: ValueError that names what the head's file tells otherwise.
     """
     source = job.settings.head
-    told = zoo.head_note(source)
+    told = headfile.note(source)
     wrong = [
         f"{key}={told[key]} and not {expected[key]}"
         for key in expected

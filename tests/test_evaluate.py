@@ -12,7 +12,14 @@ from PIL import Image
 
 from dinov2_jax import __main__ as command
 from dinov2_jax import errors
-from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results, suites
+from dinov2_jax.cli import (
+    evaluate,
+    evaluate_linear,
+    frozen,
+    results,
+    storing,
+    suites,
+)
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
 from dinov2_jax.evals import linear, metrics
@@ -138,7 +145,7 @@ def test_features_are_kept_and_serve_every_task(ask, rows, cache, monkeypatch):
     def never(*_):
         raise AssertionError("features were made again")
 
-    monkeypatch.setattr(embed, "write", never)
+    monkeypatch.setattr(storing, "write", never)
     assert ask("knn", "--set=neighbors=3")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.npy")} == before
 

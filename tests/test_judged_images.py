@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.cli import suites
 from dinov2_jax.convert import export, names
 
 HEADS = ("steps=6", "rates=8.0", "blocks=1", "train_batch=1", "augment=false")
@@ -168,81 +167,3 @@ def test_k_above_the_number_of_images_is_said_and_few_images_are_not_repeated(
     (note,) = about["notes"]
     assert note.startswith("accuracy by k: 3: ") and "chosen on val itself" in note
     assert note in capsys.readouterr().out
-
-
-REFUSED = {
-    "knn": (
-        (("--set=few=6",), "the smallest class has 5. Ask for 1 to 5"),
-        (("--set=crop=36",), "no multiple of the patch size 8"),
-    ),
-    "logreg": (
-        (("--set=held_out=0.01",), "holds out 0; choose a share"),
-        (("--set=lowest=3", "--set=highest=1"), "lowest=3.0 is above highest=1.0"),
-        (("--labels=train=x",), "--labels is for metric=map"),
-        (("--set=metric=map",), "several labels an image come from tfds:"),
-        (
-            ("--set=metric=map", "--labels=train=none", "--labels=val=none"),
-            "--labels train=none is no file",
-        ),
-    ),
-    "linear": (
-        (("--test=val=demo:val",), "val cannot name a test set"),
-        (("--test=train=demo:val",), "train cannot name a test set"),
-        (("--test=a/b=demo:val",), "a/b cannot name a test set"),
-        (("--test=x=folder:none",), "folder:none is not a folder"),
-        (("--test=x=demo:val",), "x has 14 classes, of which 14"),
-        (("--test=x=demo:val", "--labels=x=none.json"), "none.json is no file"),
-        (("--set=blocks=9",), "these weights have 4"),
-    ),
-    "retrieval": (
-        (("--set=protocol=revisited", "--set=truth=none.pkl"), "none.pkl is no file"),
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("task", "more", "words"),
-    [(task, *case) for task, cases in REFUSED.items() for case in cases],
-)
-def test_what_cannot_be_is_refused_before_features_are_made(
-    task, more, words, ask, tmp_path, capsys
-):
-    assert ask(task, *more, f"--cache={tmp_path / 'none'}") == (1, None)
-    assert words in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "none").exists() and not (tmp_path / "out").exists()
-
-
-def test_labels_beyond_the_classes_are_refused(ask, home, tmp_path, capsys):
-    path = tmp_path / "real.json"
-    path.write_text(json.dumps([[0], [999], *[[1]] * 8]))
-    given = (f"--test=real=folder:{home / 'val'}", f"--labels=real={path}")
-    assert ask("linear", *given) == (1, None)
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "label 999; labels are numbers of the 2 classes of train, 0 to 1" in line
-
-
-def test_every_task_of_a_list_is_opened_before_the_first_one_runs(
-    weights, home, tmp_path, capsys
-):
-    path = tmp_path / "suite.py"
-    text = f"""from ml_collections import ConfigDict
-
-def get_config():
-    spec = {{x: f"folder:{home}/{{x}}" for x in ("train", "val")}}
-    tasks = {{"z": {{"task": "knn", **spec}}, "a": {{"task": "LATE"}}}}
-    return ConfigDict({{"set": {{"crop": 32, "resize": 32}}, "tasks": tasks}})
-"""
-    spec = f'"train": "folder:{home}/train", "val": "folder:{home}/val"'
-    late = {
-        f'linear", {spec}, "tests": {{"x": "folder:none"}}, "set': "folder:none is not",
-        'segmentation", "train": "voc:NONE:train", "val": "voc:NONE:val", "set': "NONE",
-    }
-    for entry, words in late.items():
-        path.write_text(text.replace('"LATE"', f'"{entry}": {{}}'))
-        given = ["evaluate", "all", f"--config={path}", f"--weights={weights}"]
-        assert command.main([*given, f"--out={tmp_path / 'out'}"]) == 1
-        line = capsys.readouterr().err.splitlines()[-1]
-        assert "1 of 2 tasks have images that cannot be opened: a." in line
-        assert words in line
-        assert not (tmp_path / "out").exists()
-    assert list(suites.tasks(str(path))[1]) == ["z", "a"]  # as they are written

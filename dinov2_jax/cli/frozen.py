@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import doubts, embed, setting, workdir
+from dinov2_jax.cli import doubts, embed, identity, setting, workdir
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import (
     classes,
@@ -27,7 +27,7 @@ from dinov2_jax.data import (
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
-COMPUTE = ("float32", "bfloat16")
+COMPUTE = embed.COMPUTE
 IMAGES = setting.Table(
     resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
     crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
@@ -58,7 +58,7 @@ class Backbone:
     @property
     def architecture(self) -> dict:
         """What else its features depend on: equal weights may differ in it."""
-        return embed.architecture(self.model)
+        return identity.architecture(self.model)
 
     @property
     def variant(self) -> str:
@@ -92,7 +92,7 @@ def load(weights: str, name: str | None = None, **how) -> Backbone:
             f"These weights take images of {model.in_channels} channels; sources give "
             "3. Choose weights for RGB."
         )
-    return Backbone(model, params, embed.digest(params))
+    return Backbone(model, params, identity.digest(params))
 
 
 def inputs(job: Any) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def classified(job: Any) -> dict[str, Any]:
 
 
 def chosen(count: int, limit: int) -> np.ndarray:
-    """Numbers of the records of a set that a limit leaves, as `embed.Part` has them."""
+    """Numbers of the records of a set that a limit leaves, as `storing.Part` has them."""
     some = min(count, limit or count)
     return np.arange(some) * count // some
 
@@ -141,6 +141,7 @@ def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
             f"crop={settings.crop} is no multiple of the patch size "
             f"{backbone.model.patch_size} of these weights."
         )
+    embed.require_crop(settings.resize, settings.crop)
 
 
 def require_file(option: str, path: pathlib.Path) -> None:

@@ -137,7 +137,7 @@ def asked(job: Job) -> dict:
         "weights": job.weights,
         "weights_sha256": job.backbone.sha256,
         "architecture": job.backbone.variant,
-        "model": job.backbone.architecture,
+        "model": json.loads(json.dumps(job.backbone.architecture)),
         "code": workdir.code(),
         "train": job.train,
         "val": job.val,

@@ -45,8 +45,8 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     """A config as plain values, in the order in which they were written."""
     # Its own iterators and to_dict() sort.
     names = getattr(config, "_fields", config)
-    values = {name: config[name] for name in names}
-    return {k: _plain(v) if isinstance(v, ConfigDict) else v for k, v in values.items()}
+    fields = {name: config[name] for name in names}
+    return {k: _plain(v) if isinstance(v, ConfigDict) else v for k, v in fields.items()}
 
 
 def tasks(spec: str) -> tuple[dict, dict[str, dict]]:

@@ -273,19 +273,6 @@ def require_labels(spec: str, labels: np.ndarray, count: int) -> None:
         )
 
 
-def require_same_classes(train: Source, val: Source) -> None:
-    """Raises ValueError that names a class that only one of two sources has."""
-    if train.classes == val.classes:
-        return
-    mine, others = set(train.classes), set(val.classes)
-    only = sorted(mine - others)[:3], sorted(others - mine)[:3]
-    raise errors.InputError(
-        f"train has {len(mine)} classes and val {len(others)}, and they differ: only in "
-        f"train {', '.join(only[0]) or 'none'}; only in val "
-        f"{', '.join(only[1]) or 'none'}. Give two splits of the same classes."
-    )
-
-
 def _whole(spec: str) -> str:
     """A spec whose path does not depend on the working folder."""
     kind, _, rest = spec.partition(":")

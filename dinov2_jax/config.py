@@ -148,6 +148,11 @@ def default() -> ConfigDict:
     # What to start from: an official name, a file or folder of any format, a workdir.
     c.init.weights = ""
     c.init.into = "both"  # student, teacher or both
+    c.init.prefix = ""  # of the backbone's names, in a file that holds several
+    c.init.heads = (
+        0  # attention heads of the file, if it does not tell; 0: what it tells
+    )
+    c.init.partial = False  # take what fits of the backbone; the rest starts fresh
 
     c.eval = ConfigDict()  # in-run k-NN on the teacher's features
     c.eval.every = 6250  # steps; 0: never

@@ -20,8 +20,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, features, processes, sharding, shards, zoo
-from dinov2_jax.cli import decoding, depths, identity, setting, storing, workdir
-from dinov2_jax.convert import read
+from dinov2_jax.cli import (
+    backbone_options,
+    decoding,
+    depths,
+    identity,
+    setting,
+    storing,
+    workdir,
+)
 from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Source
@@ -56,7 +63,12 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--data", required=True, help="source, as config.data.train")
     add("--out", required=True, type=pathlib.Path, help="folder of the features")
     add("--what", default="cls,mean_patch", help=f"some of {','.join(KINDS)}")
-    add("--which", default="teacher", choices=read.WHICH, help="network of a run")
+    backbone_options.add(parser)
+    add(
+        "--image-size",
+        type=backbone_options.size,
+        help="pixels of the position table, SIDE or ROWSxCOLUMNS; see load_backbone",
+    )
     add("--resize", type=int, default=256, help="shorter side, pixels")
     add("--crop", type=int, default=224, help="side of the central crop, pixels")
     add("--batch-size", type=int, default=64, help="images at once, of a process")
@@ -72,7 +84,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
 
 def main(given: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options = vars(arguments(given))
+    parsed = arguments(given)
+    options = vars(parsed) | backbone_options.chosen(parsed)
+    del options["num_heads"]
     processes.start()
     options["what"] = tuple(options["what"].split(","))
     embed(options.pop("weights"), options.pop("data"), options.pop("out"), **options)
@@ -87,6 +101,10 @@ def embed(
     what: tuple[str, ...] = ("cls", "mean_patch"),
     name: str | None = None,
     which: str = "teacher",
+    prefix: str | None = None,
+    heads: int | None = None,
+    partial: bool = False,
+    image_size: int | tuple[int, int] | None = None,
     resize: int = 256,
     crop: int = 224,
     batch_size: int = 64,
@@ -106,7 +124,7 @@ def embed(
     not grow with the source: rows are written as they come.
 
     Args:
-        weights, name, which: as `load_backbone`.
+        weights, name, which, prefix, heads, partial, image_size: as `load_backbone`.
         data: a source, as `config.data.train`.
         out: the folder.
         what: kinds: cls [D], registers [R D], mean_patch [D], patches [N D].
@@ -145,7 +163,15 @@ def embed(
     told = rules.of(range, damaged)
     pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
     depths.tell(data, source, max_pixels, told)
-    backbone, params = zoo.load_backbone(name, weights, which=which)
+    backbone, params = zoo.load_backbone(
+        name,
+        weights,
+        which=which,
+        prefix=prefix,
+        heads=heads,
+        partial=partial,
+        image_size=image_size,
+    )
     _check_model(backbone, what, crop)
     records = min(len(source), limit or len(source))
     manifest = {

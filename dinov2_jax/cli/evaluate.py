@@ -28,7 +28,14 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors, processes, values
-from dinov2_jax.cli import evaluation_table, frozen, results, setting, suites
+from dinov2_jax.cli import (
+    backbone_options,
+    evaluation_table,
+    frozen,
+    results,
+    setting,
+    suites,
+)
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -61,7 +68,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("folders", nargs="*", type=pathlib.Path, help="of table: folders of results")
     add("--weights", help="an official name, a workdir, any file")
     add("--name", help="official name that the weights must fit")
-    add("--which", default="teacher", help="network of a run: teacher or student")
+    backbone_options.add(parser)
+    add("--image-size", type=backbone_options.size, help="as of dinov2-jax embed")
     add("--train", help="source, as config.data.train")
     add("--val", help="source")
     add("--test", action="append", default=[], metavar="NAME=SPEC")
@@ -122,7 +130,7 @@ def run_one(options: argparse.Namespace) -> None:
         "labels": pairs(options.labels, "--labels"),
     }
     _check(entry, wanted)
-    backbone = frozen.load(options.weights, options.name, options.which)
+    backbone = _backbone(options)
     done(_job(options, backbone, entry, wanted, options.out))
 
 
@@ -144,7 +152,7 @@ def run_all(options: argparse.Namespace) -> None:
         raise errors.InputError(
             f"No task of {options.config} has the setting {unused[0]}."
         )
-    backbone = frozen.load(options.weights, options.name, options.which)
+    backbone = _backbone(options)
     opened = _opened(
         {
             name: _job(options, backbone, entry, wanted, options.out / name)
@@ -160,6 +168,12 @@ def run_all(options: argparse.Namespace) -> None:
         first = "rmse" if task.startswith("depth") else ""
         mean = results.shown(first, float(np.mean(numbers)))
         print(f"{task}: {mean} in the mean of {len(numbers)}")
+
+
+def _backbone(options: argparse.Namespace) -> frozen.Backbone:
+    """The weights that are judged."""
+    how = backbone_options.chosen(options) | {"image_size": options.image_size}
+    return frozen.load(options.weights, options.name, **how)
 
 
 def done(job: results.Job) -> dict:

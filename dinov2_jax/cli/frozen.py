@@ -85,12 +85,12 @@ class Set(NamedTuple):
     about: dict  # spec, images, skipped, sha256
 
 
-def load(weights: str, name: str | None = None, which: str = "teacher") -> Backbone:
+def load(weights: str, name: str | None = None, **how) -> Backbone:
     """The backbone that a text stands for, see `load_backbone`.
 
     Raises: ValueError if it takes no RGB images.
     """
-    model, params = zoo.load_backbone(name, weights, which=which)
+    model, params = zoo.load_backbone(name, weights, **how)
     if model.in_channels != 3:
         raise errors.InputError(
             f"These weights take images of {model.in_channels} channels; sources give "

@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import sys
 import tarfile
 import zipfile
 
@@ -75,7 +76,7 @@ def test_tar_files_put_together_are_read_whole_with_the_labels_of_each(tmp_path)
     assert source.faults == ()
 
 
-def test_links_lead_to_their_members(tmp_path):
+def test_links_lead_to_their_members(tmp_path, capsys):
     members = [
         ("blobs/1", JPEGS[1]),
         ("cat/a.jpg", JPEGS[0]),
@@ -85,6 +86,7 @@ def test_links_lead_to_their_members(tmp_path):
         ("dog/blob.jpg", tarfile.SYMTYPE, "../blobs/1"),
         ("dog/early.jpg", tarfile.SYMTYPE, "late.jpg"),
         ("dog/late.jpg", JPEGS[2]),
+        ("latest", tarfile.SYMTYPE, "dog"),
         ("dog/circle.jpg", tarfile.SYMTYPE, "circle.jpg"),
         ("dog/outside.jpg", tarfile.SYMTYPE, "/etc/passwd"),
     ]
@@ -100,6 +102,7 @@ def test_links_lead_to_their_members(tmp_path):
     }
     names = [fault.split(" ")[0].rpartition("/")[2] for fault in source.faults]
     assert names == ["circle.jpg", "outside.jpg"]
+    assert "links to what is no image: 1 (latest)" in capsys.readouterr().err
 
 
 def test_a_label_may_be_a_link(tmp_path):
@@ -221,3 +224,10 @@ def test_a_kept_list_keeps_its_faults(tmp_path, monkeypatch, capsys):
     again = sources.open_source(f"tar:{tmp_path}/x.tar", cache_dir=tmp_path / "run")
     assert again.faults == first.faults and "is there again" in capsys.readouterr().err
     assert pickle.loads(pickle.dumps(again))[0] == first[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_shard_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "x.tar").symlink_to("/proc/self/mem")
+    with pytest.raises(ValueError, match=r"x.tar cannot be read: .*; copy or pack"):
+        sources.open_source(f"tar:{tmp_path}/x.tar")

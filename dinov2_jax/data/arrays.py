@@ -79,10 +79,7 @@ class Entries:
         except (RuntimeError, ValueError) as error:  # of files below 64 KiB
             sound, why = False, f" ({error})"
         if not sound:
-            what = None
-            if os.path.isfile(path):
-                with open(path, "rb") as file:
-                    what = containers.described(file.read(512))
+            what = containers.of(path)
             told = (
                 f"is {what}" if what else "is missing, cut short or of another format"
             )

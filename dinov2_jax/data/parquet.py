@@ -276,8 +276,7 @@ def _described(path: str, error: Exception) -> str:
     """What a file is that is no Parquet file, or else what its reader says."""
     if remote.is_remote(path):
         return _line(error)
-    with open(path, "rb") as file:
-        what = containers.described(file.read(512))
+    what = containers.of(path)
     cut = "it is cut short, or its end is damaged"
     return (
         cut if what == "a Parquet file" else f"it is {what}" if what else _line(error)

@@ -11,6 +11,7 @@ from dinov2_jax.data import containers, folder, headers, listing, remote, sample
 from dinov2_jax.data.faults import Faults
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
+LINKS = "links to what is no image"
 CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
 
 
@@ -34,34 +35,39 @@ def members(scan: Scan) -> Iterator[listing.Entry]:
     """Images, labels and links of tar files, with `samples.COLUMNS`."""
     rows = 0
     for number, shard in enumerate(scan.shards):
-        with _stream(shard) as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(0)
-            wrong = _wrong(stream.read(512))
-            if wrong:
-                scan.refused.append(f"{shard} {wrong}")
-                continue
-            stream.seek(0)
-            read, member, end, images = headers.Headers(shard, stream), None, 0, 0
-            while (after := read.next()) is not None:
-                read.members.clear()  # or it keeps them all
-                member = after
-                stored = read.offset - member.offset_data  # with its padding
-                end = member.offset_data + min(member.size, stored)
-                if end > size:
-                    break
-                row = _row(read, member, number, scan)
-                if row is not None:
-                    kind = row[1][0]
-                    images += kind in (samples.IMAGE, samples.IMAGE + samples.LINK)
-                    rows += 1
-                    yield row
+        try:
+            for row in _rows(shard, number, scan):
+                rows += 1
+                yield row
+        except OSError as error:
+            scan.refused.append(f"{shard} cannot be read: {error.strerror or error}")
         scan.stops.append(rows)
-        wrong = _cut(read, member, end, size)
+
+
+def _rows(shard: str, number: int, scan: Scan) -> Iterator[listing.Entry]:
+    """`members` of one file. Raises: OSError if it cannot be read."""
+    with _stream(shard) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        wrong = _wrong(stream.read(headers.BLOCK))
         if wrong:
             scan.refused.append(f"{shard} {wrong}")
-        else:
-            _judge(shard, read, images, scan.faults)
+            return
+        stream.seek(0)
+        read, last, end, images = headers.Headers(shard, stream), None, 0, 0
+        while end <= size and (member := read.next()) is not None:
+            read.members.clear()  # or it keeps them all
+            stored = read.offset - member.offset_data  # with its padding
+            last, end = member, member.offset_data + min(member.size, stored)
+            row = _row(read, member, number, scan) if end <= size else None
+            if row is not None:
+                images += row[1][0] in (samples.IMAGE, samples.IMAGE + samples.LINK)
+                yield row
+    wrong = _cut(read, last, end, size)
+    if wrong:
+        scan.refused.append(f"{shard} {wrong}")
+    else:
+        _judge(shard, read, images, scan.faults)
 
 
 def _wrong(head: bytes) -> str | None:
@@ -118,10 +124,11 @@ def _row(
     name, scope = _name(member.name), b"%d %d " % (shard, members.archive)
     if name.lower().endswith(b".cls") and not walk.is_service(name):
         kind, scan.labelled = samples.LABEL, True
-    elif folder.is_image(name, scan.ignored):
+    elif folder.is_image(name, walk.Ignored() if link else scan.ignored):
         kind = samples.IMAGE
     elif link:
         kind = samples.OTHER_LINK
+        scan.ignored.entry(LINKS, name)
     else:
         return None
     own, stem, key = samples.names(name, scope)

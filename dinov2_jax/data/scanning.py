@@ -6,7 +6,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 
-from dinov2_jax import errors
+from dinov2_jax import errors, escaping
 from dinov2_jax.data import containers, folder, headers, listing, remote, samples, walk
 from dinov2_jax.data.faults import Faults
 
@@ -88,7 +88,8 @@ def _cut(members: headers.Headers, last, end: int, size: int) -> str | None:
         size: of the file, bytes.
     """
     if end > size:
-        return f"is cut short: {last.name} ends at byte {end}, but the file has {size}"
+        name = escaping.escaped(last.name)
+        return f"is cut short: {name} ends at byte {end}, but the file has {size}"
     if last is None and members.damage:
         return "cannot be read as an uncompressed tar file: it has no valid header"
     whole = size // headers.BLOCK * headers.BLOCK
@@ -139,7 +140,7 @@ def _row(
         start, size = member.offset_data, _label(members, member)
     elif member.issparse():
         scan.faults.add(
-            f"{members.name}: {member.name} is stored with holes; pack it anew"
+            f"{members.name}: {escaping.escaped(member.name)} is stored with holes; pack it anew"
         )
         return None
     else:
@@ -190,7 +191,7 @@ def _label(members: headers.Headers, member: tarfile.TarInfo) -> int:
     text = members.fileobj.read(min(member.size, 32)).decode(errors="replace").strip()
     if not text.isdecimal() or int(text) >= CLASSES:
         raise errors.InputError(
-            f"{member.name} in {members.name} holds {text!r}; a .cls file holds the "
+            f"{escaping.escaped(member.name)} in {members.name} holds {text!r}; a .cls file holds the "
             f"number of a class, 0 to {CLASSES - 1}."
         )
     return int(text)

@@ -99,7 +99,6 @@ def _matched(
     ignored: walk.Ignored,
 ) -> Files:
     """Images and targets of the same names, in their order."""
-    walk.tell(spec, len(images), ignored)
     for have, lack, words in (
         (images, targets, "images have no map"),
         (targets, images, "maps have no image"),
@@ -108,16 +107,21 @@ def _matched(
         if alone:
             raise errors.InputError(
                 f"{spec}: {len(alone)} of {len(have)} {words} of the same name: "
-                f"{_some(alone)}; add the partners or remove these."
+                f"{_some(alone)}; add the partners or remove these"
+                + (f" (ignored: {ignored})." if ignored else ".")
             )
-    return _whole(spec, [(images[key], targets[key]) for key in sorted(images)])
+    pairs = [(images[key], targets[key]) for key in sorted(images)]
+    return _whole(spec, pairs, ignored)
 
 
-def _whole(spec: str, pairs: Iterable[tuple[str, str]]) -> Files:
+def _whole(spec: str, pairs: Iterable[tuple[str, str]], ignored: walk.Ignored) -> Files:
     """Images and targets apart; raises ValueError if there are none."""
     pairs = list(pairs)
     if not pairs:
-        raise errors.InputError(f"{spec} holds no image; check the folder.")
+        raise errors.InputError(
+            f"{spec} holds no image (ignored: {ignored or 'nothing'}); check the folder."
+        )
+    walk.tell(spec, len(pairs), ignored)
     return tuple(zip(*pairs))
 
 
@@ -265,11 +269,10 @@ def _listed(
             ignored.entry(walk.HIDDEN, hidden[0])
         else:
             whole.append(tuple(map(str, pair)))
-    walk.tell(spec, len(whole), ignored)
     lost = [path for pair in whole for path in pair if not os.path.isfile(path)]
     if lost:
         raise errors.InputError(
             f"{spec}: {len(lost)} of {2 * len(whole)} files in {listed} do not exist: "
             f"{_some(map(escaped, lost))}; unpack the data set whole."
         )
-    return _whole(spec, whole)
+    return _whole(spec, whole, ignored)

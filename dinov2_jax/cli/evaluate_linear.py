@@ -22,7 +22,7 @@ from dinov2_jax import errors, sharding
 from dinov2_jax.cli import frozen, heads, results, setting
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import classes, labelled, sources
+from dinov2_jax.data import classes, labelled, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
@@ -134,6 +134,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
             workers=s.workers,
             threads=s.threads,
             max_pixels=s.max_pixels,
+            rules=rules.of(s.range, s.damaged),
         )
         with contextlib.closing(made):
             for part in made:

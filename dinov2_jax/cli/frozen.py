@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import embed, setting, workdir
+from dinov2_jax.cli import depths, embed, setting, workdir
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import classes, decode, fingerprint, pipeline, sources
+from dinov2_jax.data import classes, decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
@@ -34,6 +34,16 @@ IMAGES = setting.Table(
     threads=Setting(2, "threads that decode", setting.COUNT),
     max_pixels=Setting(
         decode.MAX_PIXELS, "largest image that is decoded, pixels", setting.COUNT
+    ),
+    range=Setting(
+        "auto",
+        "LOW,HIGH: samples of deep images that become black and white",
+        setting.TEXT,
+    ),
+    damaged=Setting(
+        "fill",
+        "JPEGs of corrupt data: filled, or skipped",
+        setting.choice(*rules.DAMAGED),
     ),
 )
 """Settings of every task at image level."""
@@ -112,7 +122,9 @@ def classified(job: Any) -> dict[str, Any]:
 def opened_source(job: Any, spec: str) -> Source:
     """A source of which something can be decoded."""
     source = sources.open_source(spec)
-    pipeline.require_decodable(source, max_pixels=job.settings.max_pixels)
+    s = job.settings
+    told = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=told)
     return source
 
 
@@ -164,7 +176,9 @@ def features(
     s, mesh = settings, sharding.make_mesh()
     require_crop(backbone, s)
     source = sources.open_source(spec) if source is None else source
-    pipeline.require_decodable(source, max_pixels=s.max_pixels)
+    decoding = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=decoding)
+    depths.tell(spec, source, s.max_pixels, decoding)
     # More devices than images asked for: the batch grows, results stay the same.
     batch = -(-s.batch_size // mesh.size) * mesh.size
     manifest = {
@@ -181,6 +195,8 @@ def features(
         "dtype": "float32",
         "compute": s.compute,
         "max_pixels": s.max_pixels,
+        "range": s.range,
+        "damaged": s.damaged,
     }
     key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     kinds, index, _ = embed.store(
@@ -193,6 +209,7 @@ def features(
         workers=s.workers,
         threads=s.threads,
         max_pixels=s.max_pixels,
+        rules=decoding,
     )
     kept = np.flatnonzero(index["ok"].to_numpy())
     if not len(kept):

@@ -39,7 +39,7 @@ def claim(folder: pathlib.Path, manifest: Mapping) -> None:
                 "--out, or remove it first."
             )
         return
-    with writing.replacing(path) as part:
+    with writing.replacing(path, shared=True) as part:
         part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 

@@ -457,13 +457,16 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
             "no setting neighbours; did you mean neighbors",
         ),
         (("knn", "--set=temp=warm"), "temp=warm is no float"),
-        (("knn", "--set=neighbors=0"), "all at least 1"),
+        (("knn", "--set=neighbors=0"), "neighbors=(0,); expected 1 to 2^31 - 1, each"),
         (("knn", "--test=v2=folder:x"), "takes no --test"),
         (("knn", "--name=dinov2_vits14"), "architecture"),
         (("linear", "--set=blocks=1,9"), "these weights have 4"),
         (("linear", f"--test=x=folder:{plain}", "--labels=y=z"), "names no --test"),
         (("linear", "--test=x"), "is not NAME=VALUE"),
-        (("retrieval", "--set=protocol=mine"), "choose one of labels, gap, revisited"),
+        (
+            ("retrieval", "--set=protocol=mine"),
+            "expected one of labels, gap, revisited",
+        ),
         (("retrieval", "--set=protocol=revisited"), "needs --set truth=FILE"),
     ]
     for given, message in cases:

@@ -140,7 +140,7 @@ def test_heads_tell_directions_apart_by_concatenated_frames_alone(ask, capsys):
     assert found["average"] == pytest.approx(0.5, abs=1 / 32)  # one pair
     assert found["concatenate"] >= 0.75
     assert ask("other", "pool=sum")[0] == 1
-    assert "pool=sum; choose one of average, concatenate" in capsys.readouterr().err
+    assert "pool=sum; expected one of average, concatenate" in capsys.readouterr().err
 
 
 @pytest.mark.torch

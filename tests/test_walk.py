@@ -9,6 +9,7 @@ import socket
 import tarfile
 import tempfile
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -267,3 +268,23 @@ def test_clips_are_found_among_odd_entries(unprivileged, capsys):
     line = told(capsys)
     assert f"{walk.SPECIAL}: 2" in line and f"{walk.AGAIN}: 2" in line
     assert f"{walk.HIDDEN}: 2" in line and f"{walk.UNREADABLE}: 1" in line
+
+
+@pytest.mark.parametrize("root", ["", "memory:/"])
+def test_a_wildcard_names_no_hidden_and_no_service_entries(root, tmp_path, capsys):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        put(tmp_path, "x.jpg")
+        tar.add(tmp_path / "x.jpg", "cat/x.jpg")
+    names = ["in/a.tar", "in/._a.tar", "@eaDir/a.tar", "__MACOSX/a.tar"]
+    system, _ = fsspec.core.url_to_fs(f"{root}{tmp_path}")
+    for name in names:
+        file = f"{tmp_path}/data/{name}"
+        system.makedirs(os.path.dirname(file), exist_ok=True)
+        system.pipe(file, (tmp_path / "x.tar").read_bytes())
+    try:
+        source = sources.open_source(f"tar:{root}{tmp_path}/data/*/*.tar")
+        assert len(source) == 1
+        assert f"{walk.HIDDEN}: " in told(capsys)
+        assert len(sources.open_source(f"tar:{root}{tmp_path}/data/@eaDir/*.tar")) == 1
+    finally:
+        system.rm(f"{tmp_path}/data", recursive=True)

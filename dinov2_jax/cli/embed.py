@@ -22,9 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, features, processes, sharding, shards, tree, zoo
-from dinov2_jax.cli import workdir
+from dinov2_jax.cli import decoding, depths, workdir
 from dinov2_jax.convert import read
-from dinov2_jax.data import decode, fingerprint, pipeline, sources
+from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.models import vit
@@ -62,7 +62,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
-    add("--max-pixels", type=int, default=decode.MAX_PIXELS)
+    decoding.add_arguments(parser)
     return parser.parse_args(given)
 
 
@@ -120,6 +120,8 @@ def embed(
     workers: int = 0,
     threads: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
+    range: str = "auto",
+    damaged: str = "fill",
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """Features of every image of a source, on disk; what is there is not made again.
 
@@ -139,6 +141,9 @@ def embed(
         compute: float32 or bfloat16.
         limit: at most so many images, spread over the source.
         workers, threads, max_pixels: of decoding.
+        range: of images of more than 8 bits, "LOW,HIGH": the samples that become black
+            and white; auto takes what the file declares.
+        damaged: what is done with JPEGs of corrupt data: fill (gray) or skip.
     Returns: as `open_features`, once all processes are done.
     Raises: ValueError, before any work, if settings do not fit together or the folder
         holds features of another making.
@@ -147,7 +152,9 @@ def embed(
     mesh = sharding.make_mesh(1, jax.local_devices())
     _check_sizes(what, batch_size, shard_size, mesh.size, limit)
     source = sources.open_source(data)
-    pipeline.require_decodable(source, max_pixels=max_pixels)
+    told = rules.of(range, damaged)
+    pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
+    depths.tell(data, source, max_pixels, told)
     backbone, params = zoo.load_backbone(name, weights, which=which)
     _check_model(backbone, what, crop)
     records = min(len(source), limit or len(source))
@@ -166,6 +173,8 @@ def embed(
         "dtype": dtype,
         "compute": compute,
         "max_pixels": max_pixels,
+        "range": range,
+        "damaged": damaged,
         "versions": workdir.versions(),
     }
     apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
@@ -179,6 +188,7 @@ def embed(
         workers=workers,
         threads=threads,
         max_pixels=max_pixels,
+        rules=told,
     )
 
 
@@ -193,6 +203,7 @@ def store(
     workers: int,
     threads: int,
     max_pixels: int,
+    rules: decode.Rules,
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """What a function makes of every image of a source, on disk; as `embed`.
 
@@ -204,6 +215,7 @@ def store(
             and crop.
         mesh: devices of this process alone.
         batch_size, workers, threads, max_pixels: as `embed`.
+        rules: as decode.decode.
     """
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
@@ -218,6 +230,7 @@ def store(
             workers=workers,
             threads=threads,
             max_pixels=max_pixels,
+            rules=rules,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)

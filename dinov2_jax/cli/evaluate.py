@@ -15,7 +15,6 @@ results.csv and report.html. `evaluate TASK --settings` lists the settings of a 
 """
 
 import argparse
-import ast
 import importlib
 import json
 import pathlib
@@ -29,7 +28,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors, processes, values
-from dinov2_jax.cli import evaluation_table, frozen, results, suites
+from dinov2_jax.cli import evaluation_table, frozen, results, setting, suites
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -71,7 +70,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--cache", type=pathlib.Path, help="folder of features; default OUT/features")
     add("--set", action="append", default=[], metavar="KEY=VALUE")
     add("--config", help="Python file of get_config(): settings; of all: the tasks")
-    add("--settings", action="store_true", help="list the settings of the task")
+    add("--settings", action="store_true", help="list a task's settings")
     return parser.parse_args(given)
 
 
@@ -85,8 +84,9 @@ def main(given: list[str]) -> int:
             f"{options.folders[0]} is no option; folders are for table."
         )
     if options.settings:
-        for key, value in vars(settings(options.task, {})).items():
-            print(f"{key}={value}")
+        if options.task == "all":
+            raise errors.InputError("all has no settings of its own; name a task.")
+        print(setting.listed(_defaults(options.task)))
         return 0
     for key in ("weights", "out"):
         if getattr(options, key) is None:
@@ -176,42 +176,8 @@ def done(job: results.Job) -> dict:
 
 
 def settings(task: str, given: Mapping[str, Any]) -> types.SimpleNamespace:
-    """The settings of a task: its defaults with what is given in their place.
-
-    Args:
-        task: one of TASKS.
-        given: name -> value, or text as on the command line.
-    Raises: ValueError, one line, for an unknown name or a value of another type.
-    """
-    defaults = _defaults(task)
-    found = dict(defaults)
-    for key, value in given.items():
-        if key not in defaults:
-            hint = values.hint(key, defaults, 0.5)
-            raise errors.InputError(f"{task} has no setting {values.shown(key)}{hint}")
-        found[key] = _value(key, value, defaults[key])
-    return types.SimpleNamespace(**found)
-
-
-def _value(key: str, given: Any, old: Any) -> Any:
-    """A value of the type of the old one; tuples may have any length."""
-    value = given
-    if isinstance(given, str) and not isinstance(old, str):
-        try:
-            names = {"true": True, "false": False}
-            value = names.get(given.lower())
-            value = ast.literal_eval(given) if value is None else value
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = given
-    if isinstance(old, tuple):
-        value = tuple(value) if isinstance(value, list | tuple) else (value,)
-    parts, kind = (value, old[0]) if isinstance(old, tuple) else ((value,), old)
-    if not parts or not all(values.alike(kind, x) for x in parts):
-        raise errors.InputError(
-            f"{key}={values.shown(given)} is no {values.kind(old)}."
-        )
-    made = tuple(type(kind)(x) for x in parts)
-    return made if isinstance(old, tuple) else made[0]
+    """The settings of one of TASKS, as `setting.chosen`."""
+    return setting.chosen(task, _defaults(task), given)
 
 
 def _defaults(task: str) -> Mapping[str, Any]:

@@ -5,18 +5,23 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import sharding
-from dinov2_jax.cli import frozen
+from dinov2_jax.cli import frozen, setting
 from dinov2_jax.cli.results import Job, Outcome, classified
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import knn
 
-SETTINGS = frozen.IMAGES | {
-    "neighbors": (10, 20, 100, 200),
-    "temp": 0.07,
-    "block": 1024,  # validation rows at once
-    "few": (0,),  # images a class to search among, besides all; 0 for none
-    "tries": 5,  # random choices of these few
-    "seed": 0,
-}
+SETTINGS = frozen.IMAGES | setting.Table(
+    neighbors=Setting(
+        (10, 20, 100, 200), "nearest training images that vote", setting.COUNT
+    ),
+    temp=Setting(0.07, "temperature of the votes' softmax", setting.POSITIVE),
+    block=Setting(1024, "validation images at once", setting.COUNT),
+    few=Setting(
+        (0,), "images a class to search among, besides all; 0 for none", setting.WHOLE
+    ),
+    tries=Setting(5, "random choices of these few", setting.COUNT),
+    seed=Setting(0, "seed of these choices", setting.WHOLE),
+)
 
 
 def inputs(job: Job) -> dict[str, Any]:

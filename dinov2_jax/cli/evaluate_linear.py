@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding
-from dinov2_jax.cli import frozen, heads, results
+from dinov2_jax.cli import frozen, heads, results, setting
 from dinov2_jax.cli.results import Job, Outcome
-from dinov2_jax.data import classes, labelled, sources
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, labelled, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
@@ -30,7 +31,13 @@ from dinov2_jax.models import probes
 SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
-    | {"augment": True}  # random resized crops and mirror images; else centre crops
+    | setting.Table(
+        augment=Setting(
+            True,
+            "whether it learns from random crops and mirror images, not centre crops",
+            setting.SWITCH,
+        )
+    )
 )
 
 
@@ -127,6 +134,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
             workers=s.workers,
             threads=s.threads,
             max_pixels=s.max_pixels,
+            rules=rules.of(s.range, s.damaged),
         )
         with contextlib.closing(made):
             for part in made:

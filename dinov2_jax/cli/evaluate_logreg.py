@@ -5,24 +5,35 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import frozen, manylabel
+from dinov2_jax.cli import frozen, manylabel, setting
 from dinov2_jax.cli.results import Job, Outcome, classified
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import knn, logreg, metrics
 
-SETTINGS = frozen.IMAGES | {
-    "lowest": -6.0,  # powers of ten of C
-    "highest": 5.0,
-    "number": 45,  # values of C between them
-    "held_out": 0.1,  # share of train that chooses C
-    "iterations": 1000,
-    "tolerance": 1e-12,
-    "dtype": "float64",  # of the arithmetic; float32 is for accelerators
-    "block": 15,  # values of C at once
-    "metric": "top1",  # or mean_per_class; map or map11 where images have many labels
-    "normalize": True,  # features to unit length
-    "seed": 0,
-}
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
+SETTINGS = frozen.IMAGES | setting.Table(
+    lowest=Setting(-6.0, "power of ten of the smallest C", setting.EXPONENT),
+    highest=Setting(5.0, "power of ten of the largest C", setting.EXPONENT),
+    number=Setting(45, "values of C from the one to the other", setting.COUNT),
+    held_out=Setting(0.1, "share of train that chooses C", setting.FRACTION),
+    iterations=Setting(1000, "steps of L-BFGS, at most", setting.COUNT),
+    tolerance=Setting(
+        1e-12, "largest entry of the gradient at which it stops", setting.NOT_NEGATIVE
+    ),
+    dtype=Setting(
+        "float64",
+        "number format of the fit; float32 is for accelerators",
+        setting.choice(*logreg.DTYPES),
+    ),
+    block=Setting(15, "values of C at once", setting.COUNT),
+    metric=Setting(
+        "top1",
+        "what counts; map and map11 where images have several labels",
+        setting.choice(*METRICS),
+    ),
+    normalize=Setting(True, "whether features get unit length", setting.SWITCH),
+    seed=Setting(0, "seed of the choice of held-out images", setting.WHOLE),
+)
 
 
 def inputs(job: Job) -> dict[str, Any]:
@@ -35,10 +46,6 @@ def run(job: Job) -> Outcome:
     """Accuracy on the validation set of the classifier of all of train."""
     job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
-    if s.metric not in METRICS:
-        raise errors.InputError(
-            f"metric={s.metric}; choose one of {', '.join(METRICS)}."
-        )
     many = s.metric in manylabel.METRICS
     if job.labels and not many:
         raise errors.InputError("--labels is for metric=map and metric=map11.")

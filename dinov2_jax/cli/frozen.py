@@ -15,21 +15,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import embed, workdir
-from dinov2_jax.data import classes, decode, fingerprint, pipeline, sources
+from dinov2_jax.cli import depths, embed, setting, workdir
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
-IMAGES = {
-    "resize": 256,  # pixels, shorter side
-    "crop": 224,  # pixels, side of the central crop
-    "compute": "float32",  # or bfloat16
-    "batch_size": 64,  # images at once
-    "limit": 0,  # images of a set, evenly spread; 0 for all
-    "workers": 0,  # processes that decode
-    "threads": 2,  # threads that decode
-    "max_pixels": decode.MAX_PIXELS,
-}
+COMPUTE = ("float32", "bfloat16")
+IMAGES = setting.Table(
+    resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
+    crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
+    compute=Setting(
+        "float32", "number format of the forward pass", setting.choice(*COMPUTE)
+    ),
+    batch_size=Setting(64, "images at once, whatever the devices", setting.COUNT),
+    limit=Setting(0, "images of a set, evenly spread; 0 for all", setting.WHOLE),
+    workers=Setting(0, "processes that decode", setting.WHOLE),
+    threads=Setting(2, "threads that decode", setting.COUNT),
+    max_pixels=Setting(
+        decode.MAX_PIXELS, "largest image that is decoded, pixels", setting.COUNT
+    ),
+    range=Setting(
+        "auto",
+        "LOW,HIGH: samples of deep images that become black and white",
+        setting.TEXT,
+    ),
+    damaged=Setting(
+        "fill",
+        "JPEGs of corrupt data: filled, or skipped",
+        setting.choice(*rules.DAMAGED),
+    ),
+)
 """Settings of every task at image level."""
 
 SHARD = 4096  # images of a shard
@@ -85,8 +101,9 @@ def load(weights: str, name: str | None = None, which: str = "teacher") -> Backb
 
 def inputs(job: Any) -> dict[str, Any]:
     """The sources of train and val, and the files of labels, of a job."""
+    require_crop(job.backbone, job.settings)
     specs = {"train": job.train, "val": job.val}
-    opened = {k: sources.open_source(spec) for k, spec in specs.items() if spec}
+    opened = {k: opened_source(job, spec) for k, spec in specs.items() if spec}
     files = {f"labels/{k}": pathlib.Path(file) for k, file in job.labels.items()}
     for name, path in files.items():
         require_file(f"--labels {name.removeprefix('labels/')}", path)
@@ -100,6 +117,24 @@ def classified(job: Any) -> dict[str, Any]:
         require_names(getattr(job, split), found[split])
     classes.numbers(found["train"].classes, found["val"].classes, "val")
     return found
+
+
+def opened_source(job: Any, spec: str) -> Source:
+    """A source of which something can be decoded."""
+    source = sources.open_source(spec)
+    s = job.settings
+    told = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=told)
+    return source
+
+
+def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
+    """Raises ValueError unless patches fill the crop."""
+    if settings.crop % backbone.model.patch_size:
+        raise errors.InputError(
+            f"crop={settings.crop} is no multiple of the patch size "
+            f"{backbone.model.patch_size} of these weights."
+        )
 
 
 def require_file(option: str, path: pathlib.Path) -> None:
@@ -139,15 +174,11 @@ def features(
     Raises: ValueError, before any work, if sizes do not fit or nothing decodes.
     """
     s, mesh = settings, sharding.make_mesh()
-    if s.crop % backbone.model.patch_size:
-        raise errors.InputError(
-            f"crop={s.crop} is no multiple of the patch size "
-            f"{backbone.model.patch_size} of these weights."
-        )
-    if s.compute not in ("float32", "bfloat16"):
-        raise errors.InputError(f"compute={s.compute}; choose float32 or bfloat16.")
+    require_crop(backbone, s)
     source = sources.open_source(spec) if source is None else source
-    pipeline.require_decodable(source, max_pixels=s.max_pixels)
+    decoding = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=decoding)
+    depths.tell(spec, source, s.max_pixels, decoding)
     # More devices than images asked for: the batch grows, results stay the same.
     batch = -(-s.batch_size // mesh.size) * mesh.size
     manifest = {
@@ -164,6 +195,8 @@ def features(
         "dtype": "float32",
         "compute": s.compute,
         "max_pixels": s.max_pixels,
+        "range": s.range,
+        "damaged": s.damaged,
     }
     key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     kinds, index, _ = embed.store(
@@ -176,6 +209,7 @@ def features(
         workers=s.workers,
         threads=s.threads,
         max_pixels=s.max_pixels,
+        rules=decoding,
     )
     kept = np.flatnonzero(index["ok"].to_numpy())
     if not len(kept):

@@ -12,21 +12,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, sharding, writing
-from dinov2_jax.cli import results, training
+from dinov2_jax.cli import results, setting, training
 from dinov2_jax.cli.results import Job, Table
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import linear
 from dinov2_jax.train import progress
 
-SETTINGS = {
-    "steps": 12_500,  # 10 x 1,250
-    "train_batch": 128,  # images, or clips, a device
-    "rates": linear.RATES,  # learning rates at 256 of them
-    "blocks": (1, 4),  # numbers of last blocks whose cls tokens a head sees
-    "val_every": 1250,  # steps
-    "save_every": 1250,  # steps between two states on disk
-    "log_every": 50,
-    "seed": 0,
-}
+SETTINGS = setting.Table(
+    steps=Setting(
+        12_500, "steps of the training; the paper's 10 x 1,250", setting.COUNT
+    ),
+    train_batch=Setting(128, "images, or clips, of a step and a device", setting.COUNT),
+    rates=Setting(
+        linear.RATES, "learning rates at 256 images a step", setting.POSITIVE
+    ),
+    blocks=Setting((1, 4), "last blocks whose cls tokens a head sees", setting.COUNT),
+    val_every=Setting(1250, "steps between two looks at val", setting.COUNT),
+    save_every=Setting(1250, "steps between two states on disk", setting.COUNT),
+    log_every=Setting(50, "steps between two lines", setting.COUNT),
+    seed=Setting(0, "seed of the heads, the crops and their order", setting.WHOLE),
+)
 FREE = ("batch_size", "workers", "threads", "save_every", "log_every", "val_every")
 """Settings that a training which goes on may change."""
 
@@ -46,11 +51,6 @@ def check(s, depth: int) -> None:
             f"blocks={s.blocks}; these weights have {depth}. Choose numbers from 1 to "
             f"{depth}, for example --set blocks=1,{min(4, depth)}."
         )
-    for key in ("steps", "train_batch", "val_every", "save_every", "log_every"):
-        if getattr(s, key) < 1:
-            raise errors.InputError(f"{key}={getattr(s, key)}; give 1 or more.")
-    if min(s.rates) <= 0:
-        raise errors.InputError(f"rates={s.rates} must all be positive.")
 
 
 def trained(

@@ -151,7 +151,7 @@ class ArrayRecords:
         return Record(entry[start:], label)
 
     def name(self, index: int) -> str:
-        return f"arrayrecord:{self._pattern} record {index}"
+        return f"arrayrecord:{escaping.escaped(self._pattern)} record {index}"
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
@@ -240,7 +240,7 @@ class Tfds:
         return Record(entry[self._image], max(label, -1))
 
     def name(self, index: int) -> str:
-        return f"{self._title} record {index}"
+        return f"{escaping.escaped(self._title)} record {index}"
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""

@@ -11,11 +11,11 @@ import pathlib
 from collections.abc import Iterable
 
 from dinov2_jax import errors
-from dinov2_jax.data import walk
+from dinov2_jax.data import mapfiles, walk
 from dinov2_jax.data.decode import EXTENSIONS as IMAGES
 from dinov2_jax.escaping import escaped, normalized
 
-TARGETS = (".png", ".npy")
+TARGETS = mapfiles.LOSSLESS
 # fmt: off
 VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
@@ -45,7 +45,23 @@ def folders(spec: str, rest: str) -> Found:
     ignored = walk.Ignored()
     images = _stems(parts[0], IMAGES, ignored)
     targets = _stems(parts[1], TARGETS, ignored)
+    _require_readable(spec, parts[1], set(images) - set(targets))
     return _matched(spec, images, targets, ignored), names
+
+
+def _require_readable(spec: str, root: pathlib.Path, lacking: set[str]) -> None:
+    """Raises ValueError if maps that seem to be missing stand there in other formats."""
+    others = {}
+    if lacking:
+        others = _stems(root, tuple(mapfiles.REFUSED), walk.Ignored())
+    there = sorted(lacking & set(others))
+    if there:
+        ending = os.path.splitext(others[there[0]])[1].lower()
+        raise errors.InputError(
+            f"{spec}: {len(there)} maps, such as {escaped(others[there[0]])}, cannot be "
+            f"used: {ending} {mapfiles.REFUSED[ending]}. Maps are one of "
+            f"{', '.join(TARGETS)}, made from their source."
+        )
 
 
 def _stems(
@@ -83,7 +99,6 @@ def _matched(
     ignored: walk.Ignored,
 ) -> Files:
     """Images and targets of the same names, in their order."""
-    walk.tell(spec, len(images), ignored)
     for have, lack, words in (
         (images, targets, "images have no map"),
         (targets, images, "maps have no image"),
@@ -92,16 +107,21 @@ def _matched(
         if alone:
             raise errors.InputError(
                 f"{spec}: {len(alone)} of {len(have)} {words} of the same name: "
-                f"{_some(alone)}; add the partners or remove these."
+                f"{_some(alone)}; add the partners or remove these"
+                + (f" (ignored: {ignored})." if ignored else ".")
             )
-    return _whole(spec, [(images[key], targets[key]) for key in sorted(images)])
+    pairs = [(images[key], targets[key]) for key in sorted(images)]
+    return _whole(spec, pairs, ignored)
 
 
-def _whole(spec: str, pairs: Iterable[tuple[str, str]]) -> Files:
+def _whole(spec: str, pairs: Iterable[tuple[str, str]], ignored: walk.Ignored) -> Files:
     """Images and targets apart; raises ValueError if there are none."""
     pairs = list(pairs)
     if not pairs:
-        raise errors.InputError(f"{spec} holds no image; check the folder.")
+        raise errors.InputError(
+            f"{spec} holds no image (ignored: {ignored or 'nothing'}); check the folder."
+        )
+    walk.tell(spec, len(pairs), ignored)
     return tuple(zip(*pairs))
 
 
@@ -139,6 +159,7 @@ def voc(spec: str, rest: str) -> Found:
             (root / f"JPEGImages/{name}.jpg", root / f"SegmentationClass/{name}.png")
             for name in _lines(spec, listed)
         ],
+        walk.Ignored(),
     ), VOC
 
 
@@ -160,16 +181,49 @@ def nyud(spec: str, rest: str) -> Found:
     """ROOT:train, ROOT:test or ROOT:FILE, which has an image and a map a line."""
     root, split = _root(spec, rest, ())
     listed = root / {"train": "nyu_train.txt", "test": "nyu_test.txt"}.get(split, split)
+    ignored = walk.Ignored()
+    pairs = _measured(spec, listed, root, root, ignored)
+    return _listed(spec, root, listed, pairs, ignored), ()
+
+
+def kitti(spec: str, rest: str) -> Found:
+    """ROOT:train, ROOT:test or ROOT:FILE, in the layout of the depth toolbox.
+
+    Source: KITTIDataset of the Monocular-Depth-Estimation-Toolbox, in its order.
+    """
+    root, split = _root(spec, rest, ())
+    listed = root / (
+        f"kitti_eigen_{split}.txt" if split in ("train", "test") else split
+    )
+    folders = [_folder(spec, root / name) for name in ("input", "gt_depth")]
+    ignored = walk.Ignored()
+    pairs = sorted(_measured(spec, listed, *folders, ignored))
+    return _listed(spec, root, listed, pairs, ignored), ()
+
+
+def _measured(
+    spec: str,
+    listed: pathlib.Path,
+    images: pathlib.Path,
+    depths: pathlib.Path,
+    ignored: walk.Ignored,
+) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """The pairs of a list whose lines have an image, a map and perhaps a focal length.
+
+    Lines whose map is called None have no truth: they are left out and counted.
+    """
     pairs = []
     for line in _lines(spec, listed):
-        parts = line.split()  # a focal length may follow
+        parts = line.split()
         if len(parts) < 2:
             raise errors.InputError(
                 f"{listed} has the line {line!r}; it needs two files."
             )
-        if parts[1] != "None":  # KITTI's mark of an image without a map
-            pairs.append(tuple(root / part.strip("/") for part in parts[:2]))
-    return _listed(spec, root, listed, pairs), ()
+        if "None" in parts[:2]:
+            ignored.entry("lines without a map", parts[0])
+        else:
+            pairs.append((images / parts[0].strip("/"), depths / parts[1].strip("/")))
+    return pairs
 
 
 def _root(spec: str, rest: str, splits: tuple[str, ...]) -> tuple[pathlib.Path, str]:
@@ -200,10 +254,14 @@ def _lines(spec: str, path: pathlib.Path) -> list[str]:
 
 
 def _listed(
-    spec: str, root: pathlib.Path, listed: pathlib.Path, pairs: list[tuple]
+    spec: str,
+    root: pathlib.Path,
+    listed: pathlib.Path,
+    pairs: list[tuple],
+    ignored: walk.Ignored,
 ) -> Files:
     """Pairs of a list of files below a folder, if all of them exist."""
-    ignored, whole = walk.Ignored(), []
+    whole = []
     for pair in pairs:
         names = [os.path.relpath(path, root) for path in pair]
         hidden = [name for name in names if walk.is_service(name)]
@@ -211,11 +269,10 @@ def _listed(
             ignored.entry(walk.HIDDEN, hidden[0])
         else:
             whole.append(tuple(map(str, pair)))
-    walk.tell(spec, len(whole), ignored)
     lost = [path for pair in whole for path in pair if not os.path.isfile(path)]
     if lost:
         raise errors.InputError(
             f"{spec}: {len(lost)} of {2 * len(whole)} files in {listed} do not exist: "
             f"{_some(map(escaped, lost))}; unpack the data set whole."
         )
-    return _whole(spec, whole)
+    return _whole(spec, whole, ignored)

@@ -110,7 +110,7 @@ class Parquet:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         path = self._paths[self._groups[group, 0]]
         first = np.flatnonzero(self._groups[:, 0] == self._groups[group, 0])[0]
-        return f"{path} row {int(index - self._starts[first])}"
+        return f"{escaping.escaped(path)} row {int(index - self._starts[first])}"
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""

@@ -151,7 +151,7 @@ def _matches(kind: str, pattern: str) -> tuple[dict[str, object], bool]:
         return _identities(_chosen(kind, folder, _below(kind, folder))), True
     if os.path.lexists(pattern):
         return _identities([pattern]), False
-    return _identities(_globbed(pattern)), True
+    return _identities(_visible(kind, pattern, _globbed(pattern))), True
 
 
 def _globbed(pattern: str) -> list[str]:
@@ -159,6 +159,21 @@ def _globbed(pattern: str) -> list[str]:
     start = _literal(pattern)
     escaped = glob.escape(pattern[:start]) + pattern[start:]
     return glob.glob(escaped, recursive=True)
+
+
+def _visible(kind: str, pattern: str, paths: list[str]) -> list[str]:
+    """Paths without the hidden and service entries that a wildcard alone names."""
+    start = re.match(r"(?:[^*?[]*/)?", pattern)[0]
+    if walk.is_service(pattern.removeprefix(start)):
+        return paths  # asked for by name
+    ignored, visible = walk.Ignored(), []
+    for path in paths:
+        if walk.is_service(path.removeprefix(start)):
+            ignored.entry(walk.HIDDEN, path.removeprefix(start))
+        else:
+            visible.append(path)
+    walk.tell(f"{kind}:{pattern}", len(visible), ignored, "files")
+    return visible
 
 
 def _identities(paths: list[str]) -> dict[str, object]:
@@ -181,11 +196,12 @@ def _remote_matches(kind: str, url: str) -> tuple[dict[str, object], bool]:
         if system.isfile(path):
             return {url: url}, False
         if glob.has_magic(path):
-            paths = system.glob(path)
+            paths = _visible(kind, path, system.glob(path))
         elif system.isdir(path):
             folder = system.unstrip_protocol(path).rstrip("/")
             below = [system.unstrip_protocol(x) for x in system.find(path)]
             below = [x.removeprefix(f"{folder}/") for x in below]
+            below = _visible(kind, f"{folder}/*", below)
             return {x: x for x in _chosen(kind, folder, below)}, True
         else:
             paths = []

@@ -160,31 +160,80 @@ def library():
 
 @functools.lru_cache(maxsize=2)  # the frames of a clip are asked for one by one
 def _decoded(path: str, frames: int) -> tuple[np.ndarray, ...]:
-    """[H W 3] uint8 of each wanted frame of a video file.
+    """[H W 3] uint8 of each wanted frame of a video file, turned as players show it.
 
     A file that announces more frames than it gives repeats its last one.
 
     Raises: DecodeError if it has no picture, or too large ones.
     """
-    av = library()
+    av, name = library(), escaped(path)
     try:
-        with av.open(path) as file:
+        # A file object: FFmpeg takes no names that are not UTF-8.
+        with open(path, "rb") as data, av.open(data) as file:
             stream = file.streams.video[0]
-            size = stream.codec_context.width * stream.codec_context.height
-            if not 0 < size <= decode.MAX_PIXELS:
-                raise decode.DecodeError(f"{path} has frames of {size} pixels.")
             length = sum(packet.size > 0 for packet in file.demux(stream))
         wanted, found, last = at(frames, length), {}, None
-        with av.open(path) as file:
-            for number, frame in enumerate(file.decode(video=0)):
+        with open(path, "rb") as data, av.open(data) as file:
+            stream = file.streams.video[0]
+            _limit(name, stream.codec_context)
+            for number, frame in enumerate(file.decode(stream)):
                 last = number, frame
                 if number in wanted:
-                    found[number] = frame.to_ndarray(format="rgb24")
+                    found[number] = _shown(name, frame)
                 if number >= wanted[-1]:
                     break
         if last is None:
-            raise decode.DecodeError(f"{path} holds no frame.")
-        final = last[1].to_ndarray(format="rgb24")
+            raise decode.DecodeError(f"{name} holds no frame.")
+        final = _shown(name, last[1])
         return tuple(found.get(number, final) for number in wanted)
-    except (av.error.FFmpegError, IndexError) as error:
-        raise decode.DecodeError(f"{path} is no video: {error}") from error
+    except (decode.DecodeError, MemoryError):
+        raise
+    # FFmpeg's readers raise nearly every kind of error on damaged files.
+    except Exception as error:
+        raise decode.DecodeError(f"{name} is no video: {error}") from error
+
+
+def _limit(name: str, sized) -> None:
+    """Raises DecodeError unless what has a width and a height is of an allowed size."""
+    size = sized.width * sized.height
+    if not 0 < size <= decode.MAX_PIXELS:
+        raise decode.DecodeError(f"{name} has frames of {size} pixels.")
+
+
+def _shown(name: str, frame) -> np.ndarray:
+    """[H W 3] uint8 of a frame, by the display matrix that cameras write."""
+    _limit(name, frame)  # frames may be larger than the file says
+    image = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    return turned(image, ((a, b), (c, d)), name)
+
+
+def turned(
+    image: np.ndarray, matrix: tuple[tuple[int, int], tuple[int, int]], name: str = ""
+) -> np.ndarray:
+    """A coded picture as it is to be shown.
+
+    Args:
+        image: [H W 3].
+        matrix: ((a, b), (c, d)), which takes the point (x, y) of the picture, x to the
+            right and y down, to (a x + c y, b x + d y); only the signs count.
+        name: of the file, for messages.
+    Returns: [H W 3] or [W H 3], turned by quarters, mirrored or both.
+    Raises: DecodeError if it turns by another angle.
+    Source: ISO/IEC 14496-12 section 8.3.2, the matrix of a track.
+    """
+    (a, b), (c, d) = matrix
+    if a and d and not b and not c:
+        rows, columns = d, a
+    elif b and c and not a and not d:
+        image, rows, columns = image.swapaxes(0, 1), b, c
+    else:
+        raise decode.DecodeError(
+            f"{name} is to be shown by the matrix {matrix}, which is no turn by quarters."
+        )
+    return np.ascontiguousarray(
+        image[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1]
+    )

@@ -6,7 +6,6 @@ import math
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import patterns, walk
 
-CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABELS = (
     *("label", "labels", "fine_label", "class", "class_id", "class_label", "category"),

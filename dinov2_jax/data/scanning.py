@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import containers, folder, headers, listing, remote, samples, walk
 from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.record import CLASSES
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
 LINKS = "links to what is no image"
-CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
 
 
 @dataclasses.dataclass

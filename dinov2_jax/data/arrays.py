@@ -169,7 +169,8 @@ def _plain(folder: str) -> bool:
     names = os.listdir(folder)
     packed = manifest.NAME in names or any(map(PACKED.fullmatch, names))
     suffix = patterns.SUFFIXES["arrayrecord"]
-    return not packed and any(suffix.search(name) for name in names)
+    below = (name for _, _, files in os.walk(folder) for name in files)
+    return not packed and any(suffix.search(name) for name in below)
 
 
 class Tfds:

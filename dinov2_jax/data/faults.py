@@ -48,5 +48,7 @@ class Faults:
             more = f"; and {count - TOLD} more" if count > TOLD else ""
             first = "; ".join(self.lines[:TOLD])
             walk.say(
-                shown(f"{spec}: {count} faults: {first}{more}; data check lists them")
+                shown(
+                    f"{spec}: {count} fault{'s' * (count > 1)}: {first}{more}; data check lists them"
+                )
             )

@@ -137,6 +137,14 @@ def test_a_file_that_is_named_twice_is_read_once_and_told(tmp_path, capsys):
     assert "4 files are named twice" in fault and fault in capsys.readouterr().err
 
 
+def test_a_file_in_two_sources_of_a_mixture_is_told(tmp_path, capsys):
+    for i in range(3):
+        shard(tmp_path / f"{i}.tar", i)
+    sources.open_source(f"tar:{tmp_path}/{{0,1}}.tar@3;tar:{tmp_path}/{{1,2}}.tar")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"1 files are in several sources: {tmp_path}/1.tar"
+
+
 def test_a_folder_is_read_at_any_depth_without_what_is_hidden(tmp_path):
     for i, name in enumerate(["a.tar", "b/c.tar", "b/d/e.TAR"]):
         shard(tmp_path / name, i)

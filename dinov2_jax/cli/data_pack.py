@@ -152,6 +152,9 @@ def _finish(
         raise errors.InputError(
             f"{options.source} has no readable record; nothing is packed."
         )
+    for written in done:  # of a shard whose records are all unreadable nothing is left
+        if not written.shard["records"]:
+            (folder / written.shard["file"]).unlink(missing_ok=True)
     workdir.write_text(folder / manifest.NAME, json.dumps(known, indent=1) + "\n")
     shutil.rmtree(folder / PARTS)
     size = sum(shard["bytes"] for shard in known["shards"])

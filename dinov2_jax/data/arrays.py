@@ -154,6 +154,11 @@ class ArrayRecords:
     def name(self, index: int) -> str:
         return f"arrayrecord:{escaping.escaped(self._pattern)} record {index}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._paths)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "arrayrecord", self.classes

@@ -112,6 +112,11 @@ class Parquet:
         first = np.flatnonzero(self._groups[:, 0] == self._groups[group, 0])[0]
         return f"{escaping.escaped(path)} row {int(index - self._starts[first])}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._paths)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "parquet", self._image, self._label, self.classes

@@ -86,6 +86,11 @@ class Tar:
         shard = self._shards[self._files.extra[index, 0]]
         return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._shards)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads: the shards, and where each image lies in them."""
         yield "tar", self.classes

@@ -108,8 +108,9 @@ class Writer:
             os.replace(path.with_name(path.name + ".part"), path)
         path = _index(self.folder, self.number)
         path.parent.mkdir(exist_ok=True)
-        with writing.replacing(path) as part:
-            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
+        # Opened here, for Arrow takes no path that is not UTF-8.
+        with writing.replacing(path) as part, part.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), file)
 
 
 class Rows:
@@ -177,12 +178,18 @@ def open_features(
             "dinov2-jax embed again."
         )
     numbers = range(shards)
-    tables = [pyarrow.parquet.read_table(_index(folder, n)) for n in numbers]
+    tables = [_table(_index(folder, n)) for n in numbers]
     kinds = {
         kind: Rows([_array(folder, kind, n) for n in numbers])
         for kind in manifest["what"]
     }
     return kinds, pyarrow.concat_tables(tables), manifest
+
+
+def _table(path: pathlib.Path) -> pyarrow.Table:
+    """What a Parquet file holds."""
+    with path.open("rb") as file:
+        return pyarrow.parquet.read_table(file)
 
 
 def clean(folder: pathlib.Path, first: int, last: int) -> None:

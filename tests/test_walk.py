@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import tempfile
 
@@ -288,3 +290,36 @@ def test_a_wildcard_names_no_hidden_and_no_service_entries(root, tmp_path, capsy
         assert len(sources.open_source(f"tar:{root}{tmp_path}/data/@eaDir/*.tar")) == 1
     finally:
         system.rm(f"{tmp_path}/data", recursive=True)
+
+
+OPENED = """
+import sys
+from dinov2_jax import processes
+from dinov2_jax.data import sources
+processes.start()
+print(len(sources.open_source(sys.argv[1])))
+sys.exit(processes.leave(0))
+"""
+
+
+def test_of_several_processes_the_first_tells_what_is_ignored(tmp_path):
+    put(tmp_path, "cat/x.jpg", "cat/y.heic")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"COORDINATOR": address, "PROCESSES": "2"}
+    started = []
+    for index in range(2):
+        told = variables | {"PROCESS": str(index), "TIMEOUT": "120"}
+        named = {f"DINOV2_JAX_{key}": value for key, value in told.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-c", OPENED, f"folder:{tmp_path}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=os.environ | named | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        )
+        started.append(process)
+    said = [process.communicate(timeout=300) for process in started]
+    assert all(out.endswith("1\n") for out, _ in said), said  # behind what Gloo says
+    assert ["ignored 1 of 2 files: 1 .heic" in err for _, err in said] == [True, False]

@@ -13,6 +13,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.cli import decoding, workdir, workers
 from dinov2_jax.data import decode, manifest, packing, rules, sources
+from dinov2_jax.escaping import utf8
 from dinov2_jax.train import progress
 
 PARTS = ".parts"  # folder of the notes on shards that are done
@@ -41,6 +42,7 @@ def main(options: argparse.Namespace) -> int:
         # What shrinks images is for large ones: a PNG of so many pixels takes 4 GB.
         options.max_pixels = 2**29 if options.longest else decode.MAX_PIXELS
     folder = options.out.expanduser()
+    utf8(folder, "ArrayRecord")
     if folder.exists() and not folder.is_dir():
         raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
     source = sources.open_source(options.source, cache_dir=folder / PARTS)

@@ -73,8 +73,9 @@ class Entries:
         """A reader of one file, which threads may share."""
         from array_record.python import array_record_module
 
+        text = escaping.utf8(path, "ArrayRecord")
         try:
-            reader = array_record_module.ArrayRecordReader(path, OPTIONS)
+            reader = array_record_module.ArrayRecordReader(text, OPTIONS)
             sound, why = reader.ok(), ""
         except (RuntimeError, ValueError) as error:  # of files below 64 KiB
             sound, why = False, f" ({error})"

@@ -298,6 +298,6 @@ def _opened(path: str):
     from pyarrow import parquet
 
     if not remote.is_remote(path):
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(escaping.utf8(path, "Arrow"))
     system, inner = remote.opened(path)
     return parquet.ParquetFile(system.open(inner, "rb"))

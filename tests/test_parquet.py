@@ -150,6 +150,14 @@ REFUSED = {
 }
 
 
+def test_measures_are_no_labels_unless_they_are_called_so(tmp_path):
+    columns = {"image": JPEGS[:2], "target": [0.25, 0.5]}
+    path = write(tmp_path / "x.parquet", columns)
+    assert listed(sources.open_source(f"parquet:{path}")) == [(0, None), (1, None)]
+    with pytest.raises(ValueError, match=r"0\.\d+ is no integer; labels are integers"):
+        sources.open_source(f"parquet:{path}?label=target")
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_files_that_contradict_each_other_are_refused_by_name(what, tmp_path):
     (columns, names), words = REFUSED[what]

@@ -166,7 +166,7 @@ def number(value) -> int | None:
     if value is None or isinstance(value, float) and math.isnan(value):
         return None
     if value != int(value):
-        raise ValueError(f"{value!r} is no integer")
+        raise errors.InputError(f"{value!r} is no integer")
     return int(value)
 
 
@@ -197,9 +197,14 @@ def _sort(kind) -> str | None:
 
 def _is_label(kind: Kind, field) -> bool:
     """Whether a column is one of labels by its name or its metadata."""
-    known = kind.is_a(field.name, "ClassLabel") or field.name.lower() in LABELS
+    from pyarrow import types
+
+    name = field.name.lower()
+    if types.is_floating(field.type):  # numbers with gaps, as pandas writes them
+        return name in LABELS[:3]
+    known = kind.is_a(field.name, "ClassLabel") or name in LABELS
     return _sort(field.type) in ("number", "text") and (
-        known or field.name.lower().endswith(("_label", "_class", "_category"))
+        known or name.endswith(("_label", "_class", "_category"))
     )
 
 

@@ -146,6 +146,11 @@ class Parquet:
             for number in np.unique(self._groups[self._groups[:, 2] > 0, 0]).tolist():
                 texts |= set(self._distinct(number))
             names = {escaping.normalized(x) for x in texts if x}
+            if len(names) > CLASSES:
+                raise errors.InputError(
+                    f"{self._label!r} holds {len(names)} different texts; name a column "
+                    "of labels: parquet:FILES?label=COLUMN."
+                )
             self.classes, self._numbers = tuple(sorted(names)), [None] * len(kinds)
             return
         largest = [-1] * len(kinds)

@@ -170,7 +170,10 @@ def default() -> ConfigDict:
     # What a block keeps for its backward pass: none (recomputed: all is kept), full
     # (its input), dots (its products), offload (its input, in the host's memory).
     c.mesh.remat = "none"
-    c.mesh.reduce = ""  # dtype that sums gradients over devices; "": train.dtype
+    # Dtype that sums gradients over devices, of the backbone and of the heads; "":
+    # train.dtype.
+    c.mesh.reduce = ""
+    c.mesh.reduce_heads = "float32"
     c.mesh.attention = "xla"  # xla or cudnn (NVIDIA GPUs, bfloat16)
     c.mesh.packed = True  # views of both resolutions through linear layers together
     c.mesh.unroll = 1  # blocks per iteration of the scan
@@ -246,7 +249,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def differences(config: ConfigDict, saved: dict) -> list[str]:
-    """`name: saved -> now` for every field whose value differs from saved JSON."""
+    """`name: saved -> now` for every field whose value differs from saved JSON.
+
+    A field that an earlier version did not have and save counts as its default.
+    """
     now = json.loads(to_json(config))
 
     def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -257,7 +263,8 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
             found |= flat(value, name + ".") if inner else {name: value}
         return found
 
-    old, new = flat(saved), flat(now)
+    old = flat(json.loads(to_json(default()))) | flat(saved)
+    new = flat(now)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old | new)

@@ -40,10 +40,20 @@ def with_weights(
         for line in fresh:
             log.warning("init.weights=%s: %s", config.init.weights, line)
     for part in INTO[config.init.into]:
-        new = getattr(state, part) | used
-        placed = jax.tree.map(jax.device_put, new, getattr(layout, part))
-        state = state.replace(**{part: placed})
+        where = {name: getattr(layout, part)[name] for name in used}
+        state = state.replace(**{part: getattr(state, part) | _placed(used, where)})
     return state
+
+
+def _placed(params: dict, layout: dict) -> dict:
+    """Parameters on the devices, in memory that nothing else refers to.
+
+    A step gives its state's memory up, but what `device_put` returns may be the array
+    it was passed or, on a CPU, the memory of a NumPy array, on several devices the same.
+    """
+    placed = jax.device_put(jax.device_get(params), layout)
+    copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layout)
+    return copies(placed)
 
 
 def check(config: ConfigDict, built: dino.DINO) -> None:

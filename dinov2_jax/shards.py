@@ -109,7 +109,7 @@ class Writer:
     def resume(self, kinds: Sequence[str]) -> None:
         """Take the rows that `begun` counted."""
         path = _part(_index(self.folder, self.number))
-        self.columns = [pyarrow.parquet.read_table(path)]
+        self.columns = [_table(path)]
         self.done = len(self.columns[0])
         for kind in kinds:
             path = _part(_array(self.folder, kind, self.number))
@@ -121,8 +121,9 @@ class Writer:
             rows.flush()
         path = _part(_index(self.folder, self.number))
         path.parent.mkdir(exist_ok=True)
-        with writing.replacing(path) as part:
-            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
+        # Opened here, for Arrow takes no path that is not UTF-8.
+        with writing.replacing(path) as part, part.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), file)
 
     def close(self) -> None:
         """Place the files; the index last, so that it stands for all of them."""
@@ -199,12 +200,18 @@ def open_features(
             "dinov2-jax embed again."
         )
     numbers = range(shards)
-    tables = [pyarrow.parquet.read_table(_index(folder, n)) for n in numbers]
+    tables = [_table(_index(folder, n)) for n in numbers]
     kinds = {
         kind: Rows([_array(folder, kind, n) for n in numbers])
         for kind in manifest["what"]
     }
     return kinds, pyarrow.concat_tables(tables), manifest
+
+
+def _table(path: pathlib.Path) -> pyarrow.Table:
+    """What a Parquet file holds."""
+    with path.open("rb") as file:
+        return pyarrow.parquet.read_table(file)
 
 
 def begun(
@@ -238,7 +245,7 @@ def _rows_begun(folder: pathlib.Path, manifest: Mapping, number: int) -> int:
     size = manifest["shard_size"]
     rows = min(size, manifest["records"] - number * size)
     try:
-        count = pyarrow.parquet.read_metadata(_part(_index(folder, number))).num_rows
+        count = len(_table(_part(_index(folder, number))))
         for kind in manifest["what"]:
             array = np.load(_part(_array(folder, kind, number)), mmap_mode="r")
             if len(array) != rows:

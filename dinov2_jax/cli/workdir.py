@@ -17,6 +17,7 @@ from PIL import Image
 
 from dinov2_jax import config as settings
 from dinov2_jax import errors, writing
+from dinov2_jax.escaping import utf8
 
 FREE = (
     "data.workers",
@@ -75,6 +76,7 @@ def folder(text: str) -> pathlib.Path:
             f"--workdir={text} is an address; mount it, for instance with gcsfuse, and "
             "give the folder, the same one on all hosts."
         )
+    utf8(text, "Orbax")
     return pathlib.Path(text).expanduser()
 
 

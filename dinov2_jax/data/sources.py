@@ -1,5 +1,6 @@
 """Opening the images that a spec names, one source or several by weight."""
 
+import collections
 import difflib
 import os
 import re
@@ -31,7 +32,7 @@ TFDS = re.compile(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?")
 class Mixture:
     """Several sources as one; their records are numbered one source after the other.
 
-    Labels are kept where all sources name the same classes, in whatever order, else
+    Labels are kept where one source names the classes of all, in whatever order, else
     they are -1.
     """
 
@@ -50,14 +51,18 @@ class Mixture:
             raise errors.InputError(f"{weights=} must all be positive.")
         self.sources, self.weights = tuple(sources), tuple(weights)
         self.starts = np.cumsum([0, *map(len, sources)])
-        self.classes = sources[0].classes
-        if any(set(source.classes) != set(self.classes) for source in sources):
+        self.classes = max((source.classes for source in sources), key=len)
+        if not all({*source.classes} <= {*self.classes} for source in sources):
+            say(f"{len(sources)} sources of different classes are mixed without labels")
             self.classes = ()
-            if all(source.classes for source in sources):
-                say(
-                    f"{len(sources)} sources that name different classes are mixed "
-                    "without labels"
-                )
+        elif not all(source.classes for source in sources):
+            self.classes = ()
+        files = collections.Counter(
+            path for source in sources for path in set(getattr(source, "files", ()))
+        )
+        twice = [path for path, count in files.items() if count > 1]
+        if twice:
+            say(f"files in several sources of a mixture: {patterns.named(twice)}")
         places = {name: number for number, name in enumerate(self.classes)}
         self._labels = [
             [places.get(name, -1) for name in source.classes] for source in sources

@@ -138,7 +138,7 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
     if not config.is_file():
         return found, note
     try:
-        told = json.loads(config.read_text())
+        told = json.loads(config.read_text(encoding="utf-8"))
         told = huggingface.about(told) if "model_type" in dict(told) else {}
     except (ValueError, TypeError) as error:
         raise errors.InputError(f"{config} cannot be used: {error}") from error
@@ -154,7 +154,7 @@ def _shards(path: pathlib.Path) -> dict:
             f"model.safetensors.index.json. {sift.NEEDED}, or a run's workdir."
         )
     try:
-        places = dict(json.loads(index.read_text())["weight_map"])
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise errors.InputError(f"{index} is damaged: {error!r}.") from error
     found = {}

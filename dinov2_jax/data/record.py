@@ -22,5 +22,5 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str:
-        """Where record `index` comes from, for people."""
+        """Where record `index` comes from, `escaped`: one line of plain text."""
         ...

@@ -9,7 +9,8 @@ import pytest
 import rasters
 from PIL import Image
 
-from dinov2_jax.data import decode, rules
+from dinov2_jax import __main__ as command
+from dinov2_jax.data import decode, rules, sources
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (120, 160, 3), np.uint8)
@@ -50,6 +51,19 @@ def test_a_png_is_read_whatever_its_metadata_are(kind, where, depth):
     tail = CHUNKS[kind] if where == "behind" else b""
     data = rasters.png(pixels, 2, *extra, tail=tail)
     np.testing.assert_array_equal(decode.decode(data), IMAGE)
+    assert decode.size_of(data) == IMAGE.shape[:2]
+
+
+def test_such_pngs_are_packed(tmp_path):
+    root, out = tmp_path / "images", tmp_path / "packed"
+    root.mkdir()
+    for kind, chunk in CHUNKS.items():
+        (root / f"{kind}.png").write_bytes(rasters.png(IMAGE, 2, chunk))
+    options = ("--longest=80", "--workers=1", "--max-skipped=0")
+    assert command.main(["data", "pack", f"folder:{root}", str(out), *options]) == 0
+    packed = sources.open_source(f"arrayrecord:{out}")
+    shapes = {decode.decode(packed[i].image).shape for i in range(len(packed))}
+    assert len(packed) == len(CHUNKS) and shapes == {(60, 80, 3)}
 
 
 def test_a_palette_keeps_its_colours_beside_damaged_metadata():

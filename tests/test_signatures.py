@@ -110,3 +110,16 @@ def test_newer_formats_equal_pillow_bit_for_bit(kind):
     Image.fromarray(np.stack([ramp, ramp * 2, 255 - ramp], -1)).save(buffer, kind)
     expected = np.asarray(Image.open(buffer).convert("RGB"))
     np.testing.assert_array_equal(decode.decode(buffer.getvalue()), expected)
+
+
+def test_formats_that_another_pillow_would_read_are_named(monkeypatch):
+    jp2 = b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90)
+    monkeypatch.setattr(decode, "FORMATS", ("JPEG", "PNG"))
+    for data, words in (
+        (boxes(b"avif", b"mif1"), "an AVIF image; install Pillow 11.3"),
+        (boxes(b"mif1", b"avif"), "an AVIF image; install Pillow 11.3"),
+        (jp2, "a JPEG 2000 image; convert it"),
+        (b"\xff\x4f\xff\x51" + bytes(90), "a JPEG 2000 image; convert it"),
+    ):
+        with pytest.raises(decode.DecodeError, match=words):
+            decode.decode(data)

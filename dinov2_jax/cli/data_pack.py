@@ -39,8 +39,8 @@ def main(options: argparse.Namespace) -> int:
     decoding.require(options)
     told = rules.of(options.range, options.damaged)
     if options.max_pixels is None:
-        # What shrinks images is for large ones: a PNG of so many pixels takes 4 GB.
-        options.max_pixels = 2**29 if options.longest else decode.MAX_PIXELS
+        limits = decode.MAX_PIXELS, decoding.SHRINKABLE
+        options.max_pixels = limits[options.longest is not None]
     folder = options.out.expanduser()
     utf8(folder, "ArrayRecord")
     if folder.exists() and not folder.is_dir():

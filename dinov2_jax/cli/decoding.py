@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from dinov2_jax import errors
 from dinov2_jax.data import decode, rules
 
+# What shrinks images is for large ones: a PNG of so many pixels takes 4 GB.
+SHRINKABLE = 2**29
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options --max-pixels, --range and --damaged, as config.data has them."""
@@ -15,20 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels",
         type=int,
         default=decode.MAX_PIXELS,
-        help="H*W of the largest image that is decoded; default: %(default)s",
+        help="H*W of the largest image that is decoded; default: "
+        f"{decode.MAX_PIXELS}, of pack with --longest {SHRINKABLE}",
     )
     add(
         "--range",
         default="auto",
         help="LOW,HIGH: samples that become black and white, of images of more than 8 "
-        "bits; default: %(default)s, what the file declares",
+        "bits; default: auto, what the file declares",
     )
     add(
         "--damaged",
         default="fill",
         choices=rules.DAMAGED,
         help="JPEGs of corrupt data: fill what is lost with gray, or skip them; "
-        "default: %(default)s",
+        "default: fill, of check: skip",
     )
 
 

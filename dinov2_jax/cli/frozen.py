@@ -37,8 +37,8 @@ IMAGES = setting.Table(
     ),
     range=Setting(
         "auto",
-        "LOW,HIGH: samples of deep images that become black and white",
-        setting.TEXT,
+        "samples that become black and white, of images of more than 8 bits",
+        setting.Range("auto or LOW,HIGH", rules.is_range),
     ),
     damaged=Setting(
         "fill",

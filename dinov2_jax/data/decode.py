@@ -90,7 +90,10 @@ def samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> deep.Samples | None
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(height, width) by the header of an image that was decoded before."""
+    """(height, width) by the header of an image.
+
+    Raises: DecodeError if it is none.
+    """
     try:
         return simplejpeg.decode_jpeg_header(data)[:2]
     except ValueError:
@@ -98,9 +101,11 @@ def size_of(data: bytes) -> tuple[int, int]:
     if tiff.matches(data):
         header = tiff.header(data)
         return header.height, header.width
-    if size := deep.pfm_size(data) or webp.size(data):
+    if size := png.size(data) or deep.pfm_size(data) or webp.size(data):
         return size
     picture = _opened(data)
+    if picture is None:
+        raise _refusal(data)
     return picture.height, picture.width
 
 

@@ -12,6 +12,14 @@ def matches(data: bytes) -> bool:
     return data.startswith(_START)
 
 
+def size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) by the header of a PNG, which may be damaged behind it; or None."""
+    if not matches(data) or len(data) < 24:
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    return height, width
+
+
 def without_metadata(data: bytes) -> bytes:
     """A PNG of nothing but the chunks that its pixels depend on.
 

@@ -49,15 +49,19 @@ def of(range: str = "auto", damaged: str = "fill") -> Rules:
         raise errors.InputError(
             f"data.damaged={damaged} is unknown; choose {' or '.join(DAMAGED)}."
         )
-    if range == "auto":
-        return Rules(None, damaged)
-    try:
-        low, high = map(float, range.split(","))
-    except ValueError:
-        low, high = 0.0, -1.0
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not is_range(range):
         raise errors.InputError(
             f"data.range={range} is no range of samples; expected auto or LOW,HIGH, two "
             "rising numbers such as 0,4095."
         )
-    return Rules((low, high), damaged)
+    span = None if range == "auto" else tuple(map(float, range.split(",")))
+    return Rules(span, damaged)
+
+
+def is_range(text: str) -> bool:
+    """Whether a text is "auto" or two rising finite numbers with a comma between."""
+    try:
+        low, high = (0.0, 1.0) if text == "auto" else map(float, text.split(","))
+    except ValueError:
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low < high

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import peers
@@ -133,6 +134,7 @@ def test_embed_and_evaluate_write_names_that_can_be_read_back(
     page = (tmp_path / "knn/report.html").read_bytes()
     no_names_are_left(page)
     assert "été" in page.decode() and r"caf\xe9\n" in page.decode()
+    assert r"d\xe9p\xf4t" in page.decode()
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -204,3 +206,25 @@ def test_features_and_packed_records_lie_in_folders_of_any_name(images, tmp_path
     writer.close()
     kinds, index, _ = dinov2_jax.open_features(folder)
     assert kinds["cls"].shape == (2, 3) and index["name"].to_pylist() == ["a", "b"]
+
+
+def test_members_of_a_tar_keep_their_names_under_any_locale(images, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(os.fsdecode(images), ".")
+        tar.add(os.fsdecode(images + b"/dog/0.png"), "été/0.png")
+        tar.add(os.fsdecode(images + b"/dog/1.png"), "été/0.png")
+    spec, kept = f"tar:{tmp_path}/x.tar", tmp_path / "bad.txt"
+    for environment in ({}, ASCII):
+        done = subprocess.run(
+            [sys.executable, "-m", "dinov2_jax", "data", "check", spec, "--workers=1"]
+            + [f"--out={kept}"],
+            capture_output=True,
+            env=os.environ | environment,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        lines = kept.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith(f"{tmp_path}/x.tar/été/0.png is there again")
+        places = [line.split("\t")[1].partition(": ")[0] for line in lines[1:]]
+        both([x.removeprefix(f"{tmp_path}/x.tar") for x in places], b"")
+    assert sources.open_source(spec).classes == CLASSES

@@ -212,10 +212,9 @@ class SkippedRecords:
     def __init__(self, folder: pathlib.Path, source):
         """`source` gives names; names of an earlier start are kept."""
         self.path, self.source = folder / "skipped.txt", source
-        exists = self.path.is_file()
-        self.named = (
-            set(self.path.read_text(encoding="utf-8").splitlines()) if exists else set()
-        )
+        # An older version wrote it in the encoding of the locale.
+        before = self.path.read_bytes() if self.path.is_file() else b""
+        self.named = set(before.decode(errors="replace").splitlines())
 
     def add(self, ids: np.ndarray) -> int:
         """Note record numbers; returns how many there were."""

@@ -43,8 +43,8 @@ def test_what_follows_a_damaged_header_is_read_and_the_damage_named(tmp_path, ca
         f"{i:04}.jpg": (JPEGS[i], i % 3) for i in (0, 1, 3, 4, 5)
     }
     after = tars.offsets(tars.packed([("a", JPEGS[2]), ("b", b"")]))["b"] + at
-    line = f"x.tar has no valid header at byte {at}; what stands from there to byte"
-    assert any(line in fault and f" {after}," in fault for fault in source.faults)
+    line = f"x.tar has no valid header at byte {at}; all from there to byte"
+    assert any(line in fault and f" {after} " in fault for fault in source.faults)
     (line,) = capsys.readouterr().err.splitlines()
     assert "x.tar: 2 faults: " in line and f"at byte {at}" in line
     code, said = checked(tmp_path, capsys)
@@ -102,7 +102,7 @@ def test_links_lead_to_their_members(tmp_path, capsys):
     }
     names = [fault.split(" ")[0].rpartition("/")[2] for fault in source.faults]
     assert names == ["circle.jpg", "outside.jpg"]
-    assert "links to what is no image: 1 (latest)" in capsys.readouterr().err
+    assert "links to other files: 1 (latest)" in capsys.readouterr().err
 
 
 def test_a_label_may_be_a_link(tmp_path):
@@ -163,14 +163,14 @@ def test_of_two_members_of_one_name_the_last_is_taken_and_the_first_told(
     again = [("0000.jpg", JPEGS[5]), ("0000.cls", b"0")]
     source = opened(tmp_path, tars.packed(members + again))
     assert tars.listed(source) == {"0001.jpg": (JPEGS[1], 2), "0000.jpg": (JPEGS[5], 0)}
-    assert len(source.faults) == 2 and "0000.cls is there again" in source.faults[0]
+    assert len(source.faults) == 2 and "0000.cls occurs again" in source.faults[0]
     code, said = checked(tmp_path, capsys)
-    assert code == 1 and "0000.jpg is there again" in said.out
+    assert code == 1 and "0000.jpg occurs again" in said.out
 
 
 def test_a_label_without_an_image_is_told(tmp_path):
     source = opened(tmp_path, tars.packed([*sample(0, 0), ("0001.cls", b"1")]))
-    assert len(source) == 1 and "0001.cls is the label of no image" in source.faults[0]
+    assert len(source) == 1 and "0001.cls has no image of its name" in source.faults[0]
 
 
 def zipped():
@@ -222,7 +222,7 @@ def test_a_kept_list_keeps_its_faults(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     walk.say.cache_clear()  # as in another process
     again = sources.open_source(f"tar:{tmp_path}/x.tar", cache_dir=tmp_path / "run")
-    assert again.faults == first.faults and "is there again" in capsys.readouterr().err
+    assert again.faults == first.faults and "occurs again" in capsys.readouterr().err
     assert pickle.loads(pickle.dumps(again))[0] == first[0]
 
 

@@ -12,7 +12,7 @@ from dinov2_jax import errors, escaping
 from dinov2_jax.data import columns as choice
 from dinov2_jax.data import containers, fingerprint, patterns, remote
 from dinov2_jax.data.faults import Faults, Refused
-from dinov2_jax.data.record import Record
+from dinov2_jax.data.record import CLASSES, Record
 from dinov2_jax.data.walk import say
 
 KEPT = 4  # decoded row groups that a process holds
@@ -146,6 +146,11 @@ class Parquet:
             for number in np.unique(self._groups[self._groups[:, 2] > 0, 0]).tolist():
                 texts |= set(self._distinct(number))
             names = {escaping.normalized(x) for x in texts if x}
+            if len(names) > CLASSES:
+                raise errors.InputError(
+                    f"{self._label!r} holds {len(names)} different texts; name a column "
+                    "of labels: parquet:FILES?label=COLUMN."
+                )
             self.classes, self._numbers = tuple(sorted(names)), [None] * len(kinds)
             return
         largest = [-1] * len(kinds)
@@ -155,11 +160,11 @@ class Parquet:
             kind = kinds[self._kinds[number]]
             low, high = _bounds(one, self._label) or self._range(number)
             names = kind.names(self._label)
-            top = len(names) if names else choice.CLASSES
+            top = len(names) if names else CLASSES
             for value in (low, high):
                 if not -1 <= value < top:
                     told = f"its names are {len(names)}: {patterns.named(list(names))}"
-                    least = f"numbers of classes are 0 to {choice.CLASSES - 1}"
+                    least = f"numbers of classes are 0 to {CLASSES - 1}"
                     raise errors.InputError(
                         f"{self._paths[number]} has label {value} in {self._label!r}, "
                         f"but {told if names else least}; mend the file, or name "

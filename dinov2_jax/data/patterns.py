@@ -75,9 +75,7 @@ def find(kind: str, pattern: str) -> tuple[list[str], list[str]]:
             repeated.append(path)
     notes = []
     if repeated:
-        notes.append(
-            f"{len(repeated)} files are named twice and read once: {named(repeated)}"
-        )
+        notes.append(f"named more than once, read once: {named(repeated)}")
     if complete:
         notes += _incomplete(once.values())
     return list(once.values()), notes
@@ -241,7 +239,7 @@ def _chosen(kind: str, folder: str, below: list[str]) -> list[str]:
             splits.setdefault(SAME.get(name, name), []).append(path)
     if len(splits) > 1:
         told = ", ".join(
-            f"{kind}:{folder}/{_of_split(files[0])} ({len(files)} files)"
+            f"{kind}:{folder}/{_of_split(files[0])} (files: {len(files)})"
             for files in splits.values()
         )
         raise errors.InputError(
@@ -271,8 +269,7 @@ def _incomplete(paths) -> Iterator[str]:
             names = [f"{head}{n:0{len(total)}}-of-{total}{tail}" for n in missing[:9]]
             names += [""] * (len(missing) - len(names))
             yield (
-                f"{len(missing)} of {int(total)} files are missing by the names of the "
-                f"others: {named(names)}"
+                f"{len(missing)} of {int(total)} numbered files are missing: {named(names)}"
             )
 
 
@@ -282,7 +279,7 @@ def _hint(kind: str, pattern: str) -> str:
         return ""
     globbed = _globbed(os.path.expanduser(pattern))
     if globbed and all(map(os.path.isdir, globbed)):
-        return f" It matches {len(globbed)} folders; name the files in them, or one."
+        return " It matches folders only; name one, or the files in them."
     if globbed:
         return f" What it matches is no regular file: {named(globbed)}."
     return ""

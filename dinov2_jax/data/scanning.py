@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dinov2_jax import errors, escaping
 from dinov2_jax.data import containers, folder, headers, listing, remote, samples, walk
 from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.record import CLASSES
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
-LINKS = "links to what is no image"
-CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
+LINKS = "links to other files"
 
 
 @dataclasses.dataclass
@@ -101,13 +101,13 @@ def _cut(members: headers.Headers, last, end: int, size: int) -> str | None:
 def _judge(shard: str, members: headers.Headers, images: int, faults: Faults) -> None:
     """Keep what is wrong with a file as a whole."""
     for start, stop in members.damage:
-        rest = "to its end" if stop is None else f"to byte {stop}, where one is valid"
+        rest = "the end" if stop is None else f"byte {stop}"
         faults.add(
-            f"{shard} has no valid header at byte {start}; what stands from there "
-            f"{rest} is left out"
+            f"{shard} has no valid header at byte {start}; all from there to {rest} is "
+            "left out"
         )
     if not (members.ended or members.damage):
-        faults.add(f"{shard} has no mark of its end; it may be cut short")
+        faults.add(f"{shard} has no end-of-archive marker; it may be cut short")
     if not images:
         faults.add(f"{shard} has no image")
 
@@ -140,7 +140,7 @@ def _row(
         start, size = member.offset_data, _label(members, member)
     elif member.issparse():
         scan.faults.add(
-            f"{members.name}: {escaping.escaped(member.name)} is stored with holes; pack it anew"
+            f"{members.name}: {escaping.escaped(member.name)} is stored as a sparse file; pack it without holes"
         )
         return None
     else:

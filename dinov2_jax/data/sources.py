@@ -62,7 +62,7 @@ class Mixture:
         )
         twice = [path for path, count in files.items() if count > 1]
         if twice:
-            say(f"{len(twice)} files are in several sources: {patterns.named(twice)}")
+            say(f"files in several sources of a mixture: {patterns.named(twice)}")
         places = {name: number for number, name in enumerate(self.classes)}
         self._labels = [
             [places.get(name, -1) for name in source.classes] for source in sources

@@ -134,6 +134,7 @@ def test_embed_and_evaluate_write_names_that_can_be_read_back(
     page = (tmp_path / "knn/report.html").read_bytes()
     no_names_are_left(page)
     assert "été" in page.decode() and r"caf\xe9\n" in page.decode()
+    assert r"d\xe9p\xf4t" in page.decode()
     assert not list(tmp_path.rglob("*.part"))
 
 

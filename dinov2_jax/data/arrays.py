@@ -47,6 +47,8 @@ class Entries:
         Raises: ValueError that names those that are no whole ArrayRecord files.
         """
         self._paths, self._readers = paths, {}
+        for path in paths:
+            escaping.utf8(path, "ArrayRecord")  # refused before any is opened
         with concurrent.futures.ThreadPoolExecutor() as pool:
             counts = list(pool.map(self._count, paths))
         wrong = [count for count in counts if isinstance(count, str)]

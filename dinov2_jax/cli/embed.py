@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, features, processes, sharding, shards, zoo
+from dinov2_jax import features, processes, sharding, shards, zoo
 from dinov2_jax.cli import (
     backbone_options,
     decoding,
     depths,
+    embed_checks,
     identity,
-    setting,
     storing,
     workdir,
 )
@@ -34,20 +34,6 @@ from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 from dinov2_jax.train import progress
-
-KINDS = ("cls", "registers", "mean_patch", "patches")
-DTYPES = ("float32", "float16")
-COMPUTE = ("float32", "bfloat16")
-RANGES = {
-    "resize": setting.COUNT,
-    "crop": setting.COUNT,
-    "dtype": setting.choice(*DTYPES),
-    "compute": setting.choice(*COMPUTE),
-    "workers": setting.WHOLE,
-    "threads": setting.COUNT,
-    "max_pixels": setting.COUNT,
-}
-"""Setting -> the values that it takes."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -62,7 +48,11 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--name", help="official name that the weights must fit")
     add("--data", required=True, help="source, as config.data.train")
     add("--out", required=True, type=pathlib.Path, help="folder of the features")
-    add("--what", default="cls,mean_patch", help=f"some of {','.join(KINDS)}")
+    add(
+        "--what",
+        default="cls,mean_patch",
+        help=f"some of {','.join(embed_checks.KINDS)}",
+    )
     backbone_options.add(parser)
     add(
         "--image-size",
@@ -73,8 +63,13 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--crop", type=int, default=224, help="side of the central crop, pixels")
     add("--batch-size", type=int, default=64, help="images at once, of a process")
     add("--shard-size", type=int, default=4096, help="images of a shard")
-    add("--dtype", default="float32", choices=DTYPES, help="of the stored features")
-    add("--compute", default="float32", choices=COMPUTE)
+    add(
+        "--dtype",
+        default="float32",
+        choices=embed_checks.DTYPES,
+        help="of the stored features",
+    )
+    add("--compute", default="float32", choices=embed_checks.COMPUTE)
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
@@ -145,7 +140,7 @@ def embed(
     """
     out = pathlib.Path(out).expanduser()
     mesh = sharding.make_mesh(1, jax.local_devices())
-    _check_sizes(
+    embed_checks.sizes(
         what,
         batch_size,
         shard_size,
@@ -172,7 +167,7 @@ def embed(
         partial=partial,
         image_size=image_size,
     )
-    _check_model(backbone, what, crop)
+    embed_checks.model(backbone, what, crop)
     records = min(len(source), limit or len(source))
     manifest = {
         "weights": str(weights),
@@ -283,57 +278,6 @@ def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
         return {kind: found[kind].astype(dtype) for kind in what}
 
     return apply
-
-
-def _check_sizes(
-    what: tuple[str, ...],
-    batch_size: int,
-    shard_size: int,
-    devices: int,
-    limit: int | None,
-    **others,
-) -> None:
-    """Raises ValueError if what is asked for does not fit together."""
-    if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
-        raise errors.InputError(
-            f"what={','.join(what)}; choose some of {', '.join(KINDS)}."
-        )
-    if batch_size < 1 or batch_size % devices:
-        raise errors.InputError(
-            f"A batch of {batch_size} images does not divide over {devices} devices; "
-            "choose a multiple of their number."
-        )
-    if shard_size < batch_size or shard_size % batch_size:
-        raise errors.InputError(
-            f"A shard of {shard_size} images is no multiple of a batch of {batch_size}; "
-            f"choose {max(shard_size // batch_size, 1) * batch_size}."
-        )
-    if limit is not None and limit < 1:
-        raise errors.InputError(f"limit={limit}; give 1 or more, or leave it out.")
-    for key, value in others.items():
-        setting.require(key, value, RANGES[key])
-    require_crop(others["resize"], others["crop"])
-
-
-def require_crop(resize: int, crop: int) -> None:
-    """Raises ValueError unless the crop lies in the resized image."""
-    if crop > resize:
-        raise errors.InputError(
-            f"crop={crop} is larger than the shorter side of the resized image, "
-            f"resize={resize}; raise resize or lower crop."
-        )
-
-
-def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
-    """Raises ValueError if the backbone cannot give what is asked for."""
-    if crop % backbone.patch_size:
-        raise errors.InputError(
-            f"crop={crop} is no multiple of the patch size {backbone.patch_size}."
-        )
-    if "registers" in what and not backbone.registers:
-        raise errors.InputError(
-            "These weights have no registers; leave them out of what."
-        )
 
 
 def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:

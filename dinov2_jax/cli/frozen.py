@@ -15,13 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import depths, doubts, embed, identity, setting, workdir
+from dinov2_jax.cli import (
+    depths,
+    doubts,
+    embed,
+    embed_checks,
+    identity,
+    setting,
+    workdir,
+)
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
-COMPUTE = embed.COMPUTE
+COMPUTE = embed_checks.COMPUTE
 IMAGES = setting.Table(
     resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
     crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
@@ -147,7 +155,7 @@ def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
             f"crop={settings.crop} is no multiple of the patch size "
             f"{backbone.model.patch_size} of these weights."
         )
-    embed.require_crop(settings.resize, settings.crop)
+    embed_checks.crop_in_image(settings.resize, settings.crop)
 
 
 def require_file(option: str, path: pathlib.Path) -> None:

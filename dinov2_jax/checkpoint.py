@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -156,6 +157,24 @@ def best_step(folder: pathlib.Path) -> int | None:
     return _best(accuracies(folder))
 
 
+def stored_as(shapes: Any, stored: Any) -> Any:
+    """The shapes of a state as a stored tree has them.
+
+    In earlier versions the optimiser had a clock of its own beside the state's step.
+    """
+    clock = {"opt_state/2/count"}
+    if set(tree.names(stored)) != set(tree.names(shapes)) | clock:
+        return shapes
+    return shapes.replace(opt_state=(*shapes.opt_state[:2], {"count": shapes.step}))
+
+
+def without_clock(state: Any, shapes: Any) -> Any:
+    """The state of `stored_as` as it is now."""
+    if jax.tree.structure(state) == jax.tree.structure(shapes):
+        return state
+    return state.replace(opt_state=(*state.opt_state[:2], shapes.opt_state[2]))
+
+
 def save_step(folder: pathlib.Path, state: Any, batch: Any) -> None:
     """A state and the batch that it met, in a folder of their own, whole or not at all.
 
@@ -163,8 +182,17 @@ def save_step(folder: pathlib.Path, state: Any, batch: Any) -> None:
         folder: to make; one that is there is replaced.
         state, batch: trees of arrays; every process calls this.
     """
+    arrays = dict(zip(tree.names(batch), jax.tree.leaves(batch)))
+    # Orbax stores no empty arrays: local crops or masked patches that there are none of.
+    empty = {
+        name: {"shape": np.array(x.shape), "dtype": np.zeros(1, x.dtype)}
+        for name, x in arrays.items()
+        if not x.size
+    }
+    arrays = {name: x for name, x in arrays.items() if x.size}
+    item = {"state": state, "batch": arrays, "empty": empty}
     with ocp.StandardCheckpointer() as writer:
-        writer.save(folder.absolute(), {"state": state, "batch": batch}, force=True)
+        writer.save(folder.absolute(), item, force=True)
 
 
 def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any]:
@@ -179,21 +207,31 @@ def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any
     folder = folder.absolute()
     try:
         with ocp.StandardCheckpointer() as reader:
-            stored = reader.metadata(folder).item_metadata.tree["batch"]
-
-            def shape(name: str, where: Any) -> jax.ShapeDtypeStruct:
-                found = stored[name]
-                return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=where)
-
-            shapes = tree.map_named(shape, batch)
-            found = reader.restore(folder, {"state": state, "batch": shapes})
+            stored = reader.metadata(folder).item_metadata.tree
+            layout = dict(zip(tree.names(batch), jax.tree.leaves(batch)))
+            item = {
+                "state": stored_as(state, stored["state"]),
+                "batch": {
+                    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name])
+                    for name, x in stored["batch"].items()
+                },
+            }
+            if "empty" in stored:
+                item["empty"] = jax.tree.map(
+                    lambda x: np.zeros(x.shape, x.dtype), stored["empty"]
+                )
+            found = reader.restore(folder, item)
+            for name, one in (found.get("empty") or {}).items():
+                none = np.zeros(one["shape"], one["dtype"].dtype)
+                found["batch"][name] = jax.device_put(none, layout[name])
+            arrays = tree.map_named(lambda name, _: found["batch"][name], batch)
     except Exception as error:  # Orbax raises whatever it met
         raise errors.InputError(
             f"{folder} holds no step of this config that can be read "
             f"({short(error)}); give "
             "WORKDIR/failed/STEP of a run of the same config."
         ) from error
-    return found["state"], found["batch"]
+    return without_clock(found["state"], state), arrays
 
 
 def short(error: Exception) -> str:

@@ -36,6 +36,10 @@ def default() -> ConfigDict:
     c.data.threads = 2  # threads of a process, one batch each
     c.data.prefetch = 2  # batches kept ready by a process
     c.data.max_pixels = 89_478_485  # larger images are skipped undecoded
+    # Samples that become black and white, "LOW,HIGH", of images of more than 8 bits;
+    # auto: what the file declares. Float and signed samples need LOW,HIGH.
+    c.data.range = "auto"
+    c.data.damaged = "fill"  # JPEGs of corrupt data: fill (gray), or skip the record
     c.data.attempts = 3  # reads of a record before it counts as unreadable
     # Where the crops are cut: host, device, or "": devices other than CPUs. The
     # devices see an image of at most `canvas` pixels a side, larger ones shrunk.
@@ -144,6 +148,11 @@ def default() -> ConfigDict:
     # What to start from: an official name, a file or folder of any format, a workdir.
     c.init.weights = ""
     c.init.into = "both"  # student, teacher or both
+    c.init.prefix = ""  # of the backbone's names, in a file that holds several
+    c.init.heads = (
+        0  # attention heads of the file, if it does not tell; 0: what it tells
+    )
+    c.init.partial = False  # take what fits of the backbone; the rest starts fresh
 
     c.eval = ConfigDict()  # in-run k-NN on the teacher's features
     c.eval.every = 6250  # steps; 0: never
@@ -167,7 +176,10 @@ def default() -> ConfigDict:
     # What a block keeps for its backward pass: none (recomputed: all is kept), full
     # (its input), dots (its products), offload (its input, in the host's memory).
     c.mesh.remat = "none"
-    c.mesh.reduce = ""  # dtype that sums gradients over devices; "": train.dtype
+    # Dtype that sums gradients over devices, of the backbone and of the heads; "":
+    # train.dtype.
+    c.mesh.reduce = ""
+    c.mesh.reduce_heads = "float32"
     c.mesh.attention = "xla"  # xla or cudnn (NVIDIA GPUs, bfloat16)
     c.mesh.packed = True  # views of both resolutions through linear layers together
     c.mesh.unroll = 1  # blocks per iteration of the scan
@@ -243,7 +255,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def differences(config: ConfigDict, saved: dict) -> list[str]:
-    """`name: saved -> now` for every field whose value differs from saved JSON."""
+    """`name: saved -> now` for every field whose value differs from saved JSON.
+
+    A field that an earlier version did not have and save counts as its default.
+    """
     now = json.loads(to_json(config))
 
     def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -254,7 +269,8 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
             found |= flat(value, name + ".") if inner else {name: value}
         return found
 
-    old, new = flat(saved), flat(now)
+    old = flat(json.loads(to_json(default()))) | flat(saved)
+    new = flat(now)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old | new)

@@ -73,7 +73,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: 0 <= x < 2**31,
         """
         seed data.workers data.threads data.prefetch crops.local_number model.registers
-        model.image_size model.width model.depth model.heads optim.warmup
+        model.image_size model.width model.depth model.heads init.heads optim.warmup
         optim.freeze_last_layer teacher.temp_warmup train.stop_at eval.every
         checkpoint.every checkpoint.keep_every mesh.fsdp
         """,

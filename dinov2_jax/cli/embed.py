@@ -3,18 +3,16 @@
 dinov2-jax embed --weights=dinov2_vits14 --data=folder:/path/to/images --out=features
 dinov2-jax embed --weights=runs/demo --data=demo:val --out=features --what=cls,patches
 
-The same command again goes on with the shards that are missing. Read the folder with
+Re-run the same command to resume, within a shard too. Read the folder with
 dinov2_jax.open_features(OUT).
 """
 
 import argparse
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +20,34 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, features, lease, processes, sharding, shards, zoo
-from dinov2_jax.cli import workdir
-from dinov2_jax.convert import read
-from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax.cli import (
+    backbone_options,
+    decoding,
+    depths,
+    identity,
+    setting,
+    storing,
+    workdir,
+)
+from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
-from dinov2_jax.data.record import Record, Source
+from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 from dinov2_jax.train import progress
 
 KINDS = ("cls", "registers", "mean_patch", "patches")
 DTYPES = ("float32", "float16")
+COMPUTE = ("float32", "bfloat16")
+RANGES = {
+    "resize": setting.COUNT,
+    "crop": setting.COUNT,
+    "dtype": setting.choice(*DTYPES),
+    "compute": setting.choice(*COMPUTE),
+    "workers": setting.WHOLE,
+    "threads": setting.COUNT,
+    "max_pixels": setting.COUNT,
+}
+"""Setting -> the values that it takes."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -47,54 +63,34 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--data", required=True, help="source, as config.data.train")
     add("--out", required=True, type=pathlib.Path, help="folder of the features")
     add("--what", default="cls,mean_patch", help=f"some of {','.join(KINDS)}")
-    add("--which", default="teacher", choices=read.WHICH, help="network of a run")
+    backbone_options.add(parser)
+    add(
+        "--image-size",
+        type=backbone_options.size,
+        help="pixels of the position table, SIDE or ROWSxCOLUMNS; see load_backbone",
+    )
     add("--resize", type=int, default=256, help="shorter side, pixels")
     add("--crop", type=int, default=224, help="side of the central crop, pixels")
     add("--batch-size", type=int, default=64, help="images at once, of a process")
     add("--shard-size", type=int, default=4096, help="images of a shard")
     add("--dtype", default="float32", choices=DTYPES, help="of the stored features")
-    add("--compute", default="float32", choices=("float32", "bfloat16"))
+    add("--compute", default="float32", choices=COMPUTE)
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
-    add("--max-pixels", type=int, default=decode.MAX_PIXELS)
+    decoding.add_arguments(parser)
     return parser.parse_args(given)
 
 
 def main(given: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options = vars(arguments(given))
+    parsed = arguments(given)
+    options = vars(parsed) | backbone_options.chosen(parsed)
+    del options["num_heads"]
     processes.start()
     options["what"] = tuple(options["what"].split(","))
     embed(options.pop("weights"), options.pop("data"), options.pop("out"), **options)
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Records first..last-1 of `count` that are spread evenly over a source."""
-
-    source: Source
-    count: int
-    first: int
-    last: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def number(self, index: int) -> int:
-        """The record's number in the source."""
-        return (self.first + index) * len(self.source) // self.count
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[self.number(index)]
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.number(index))
 
 
 def embed(
@@ -105,6 +101,10 @@ def embed(
     what: tuple[str, ...] = ("cls", "mean_patch"),
     name: str | None = None,
     which: str = "teacher",
+    prefix: str | None = None,
+    heads: int | None = None,
+    partial: bool = False,
+    image_size: int | tuple[int, int] | None = None,
     resize: int = 256,
     crop: int = 224,
     batch_size: int = 64,
@@ -115,6 +115,8 @@ def embed(
     workers: int = 0,
     threads: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
+    range: str = "auto",
+    damaged: str = "fill",
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """Features of every image of a source, on disk; what is there is not made again.
 
@@ -122,7 +124,7 @@ def embed(
     not grow with the source: rows are written as they come.
 
     Args:
-        weights, name, which: as `load_backbone`.
+        weights, name, which, prefix, heads, partial, image_size: as `load_backbone`.
         data: a source, as `config.data.train`.
         out: the folder.
         what: kinds: cls [D], registers [R D], mean_patch [D], patches [N D].
@@ -134,23 +136,51 @@ def embed(
         compute: float32 or bfloat16.
         limit: at most so many images, spread over the source.
         workers, threads, max_pixels: of decoding.
+        range: of images of more than 8 bits, "LOW,HIGH": the samples that become black
+            and white; auto takes what the file declares.
+        damaged: what is done with JPEGs of corrupt data: fill (gray) or skip.
     Returns: as `open_features`, once all processes are done.
     Raises: ValueError, before any work, if settings do not fit together or the folder
         holds features of another making.
     """
     out = pathlib.Path(out).expanduser()
     mesh = sharding.make_mesh(1, jax.local_devices())
-    _check_sizes(what, batch_size, shard_size, mesh.size, limit)
+    _check_sizes(
+        what,
+        batch_size,
+        shard_size,
+        mesh.size,
+        limit,
+        resize=resize,
+        crop=crop,
+        dtype=dtype,
+        compute=compute,
+        workers=workers,
+        threads=threads,
+        max_pixels=max_pixels,
+    )
     source = sources.open_source(data)
-    pipeline.require_decodable(source, max_pixels=max_pixels)
-    backbone, params = zoo.load_backbone(name, weights, which=which)
+    told = rules.of(range, damaged)
+    pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
+    depths.tell(data, source, max_pixels, told)
+    backbone, params = zoo.load_backbone(
+        name,
+        weights,
+        which=which,
+        prefix=prefix,
+        heads=heads,
+        partial=partial,
+        image_size=image_size,
+    )
     _check_model(backbone, what, crop)
     records = min(len(source), limit or len(source))
     manifest = {
         "weights": str(weights),
-        "weights_sha256": digest(params),
+        "weights_sha256": identity.digest(params),
+        "model": identity.architecture(backbone),
+        "code": workdir.code(),
         "data": data,
-        "data_sha256": fingerprint(source),
+        "data_sha256": fingerprint.of(source),
         "records": records,
         "shard_size": shard_size,
         "what": list(what),
@@ -158,6 +188,9 @@ def embed(
         "crop": crop,
         "dtype": dtype,
         "compute": compute,
+        "max_pixels": max_pixels,
+        "range": range,
+        "damaged": damaged,
         "versions": workdir.versions(),
     }
     apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
@@ -171,6 +204,7 @@ def embed(
         workers=workers,
         threads=threads,
         max_pixels=max_pixels,
+        rules=told,
     )
 
 
@@ -185,6 +219,7 @@ def store(
     workers: int,
     threads: int,
     max_pixels: int,
+    rules: decode.Rules,
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """What a function makes of every image of a source, on disk; as `embed`.
 
@@ -196,7 +231,11 @@ def store(
             and crop.
         mesh: devices of this process alone.
         batch_size, workers, threads, max_pixels: as `embed`.
+        rules: as decode.decode.
     """
+    crop = manifest["crop"]
+    shape = jax.ShapeDtypeStruct((batch_size, crop, crop, 3), np.uint8)
+    jax.eval_shape(apply, shape)  # what does not fit is told before a file is written
     first = jax.process_index() == 0
     lock = lease.held(out, "--out") if first else contextlib.nullcontext()
     with errors.at(out, "--out"), lock:
@@ -211,50 +250,39 @@ def store(
             workers=workers,
             threads=threads,
             max_pixels=max_pixels,
+            rules=rules,
         )
 
 
-def _stored(apply, source, out, manifest, mesh, *, batch_size, **decoding):
+def _stored(apply, source, out, manifest, mesh, *, batch_size, **reading):
     """As `store`, in a folder that nobody else writes in."""
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
-    shown, done, left = _left(out, -(-records // shard_size))
-    for a, b in left:
-        part = Part(source, records, a * shard_size, min(b * shard_size, records))
+    progress, stretches = storing.left(out, manifest)
+    shown = storing.Shown(progress)
+    for stretch in stretches:
+        first = stretch.first * shard_size + stretch.rows
+        last = min(stretch.last * shard_size, records)
+        part = storing.Part(source, records, first, last)
         batches = pipeline.eval_batches(
             part,
             batch_size=batch_size,
             resize=manifest["resize"],
             crop=manifest["crop"],
-            **decoding,
+            **reading,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)
-            for written, text in write(out, part, made, a, shard_size):
-                shown.show(done + written, text)
-        done += b - a
+            for images, skipped in storing.write(out, part, made, stretch, manifest):
+                shown.show(images, skipped)
+        shown.rest(len(part))
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("embed")
     found = shards.open_features(out)
-    _tell_skipped(out, found[1], shown)
+    _tell_skipped(out, found[1], progress)
     return found
-
-
-def _left(
-    out: pathlib.Path, count: int
-) -> tuple[progress.Progress, int, list[tuple[int, int]]]:
-    """(progress, shards done, ranges to do) of this process's part of the shards."""
-    index, number = jax.process_index(), jax.process_count()
-    first, last = index * count // number, (index + 1) * count // number
-    shards.clean(out, first, last)
-    left = shards.missing(out, first, last)
-    done = last - first - sum(b - a for a, b in left)
-    shown = progress.Progress(done, last - first, unit="shard")
-    if done:
-        shown.say(f"{done} of {last - first} shards are there already")
-    return shown, done, left
 
 
 def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
@@ -274,61 +302,43 @@ def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
     return apply
 
 
-def write(
-    out: pathlib.Path, part: Part, made: Iterator, first: int, shard_size: int
-) -> Iterator[tuple[int, str]]:
-    """Write the shards of a part as its batches come.
-
-    Args:
-        out: the folder.
-        part: the records.
-        made: (batch, {kind: rows}) in the order of the records.
-        first: number of the part's first shard.
-        shard_size: images of a shard.
-    Returns: an iterator of (shards written, what to tell), one a shard.
-    """
-    shard, skipped, position, done = None, 0, 0, 0
-    for batch, found in made:
-        if shard is None:
-            rows = min(shard_size, len(part) - position)
-            shard = shards.Writer(out, first + done, rows)
-        count = min(len(batch.ids), len(part) - position)
-        ok = batch.ids[:count] >= 0
-        here = range(position, position + count)
-        about = {
-            "record": np.array([part.number(i) for i in here], np.int64),
-            "name": [part.name(i) for i in here],
-            "label": np.where(ok, batch.labels[:count], -1).astype(np.int32),
-            "ok": ok,
-        }
-        shard.add(found, about)
-        position, skipped = position + count, skipped + int((~ok).sum())
-        if shard.done == shard.rows:
-            shard.close()
-            shard, done = None, done + 1
-            yield done, f"{position} images, {skipped} skipped"
-
-
 def _check_sizes(
-    what: tuple[str, ...], batch: int, shard: int, devices: int, limit: int | None
+    what: tuple[str, ...],
+    batch_size: int,
+    shard_size: int,
+    devices: int,
+    limit: int | None,
+    **others,
 ) -> None:
     """Raises ValueError if what is asked for does not fit together."""
     if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
         raise errors.InputError(
             f"what={','.join(what)}; choose some of {', '.join(KINDS)}."
         )
-    if batch < 1 or batch % devices:
+    if batch_size < 1 or batch_size % devices:
         raise errors.InputError(
-            f"A batch of {batch} images does not divide over {devices} devices; choose "
-            "a multiple of their number."
+            f"A batch of {batch_size} images does not divide over {devices} devices; "
+            "choose a multiple of their number."
         )
-    if shard < batch or shard % batch:
+    if shard_size < batch_size or shard_size % batch_size:
         raise errors.InputError(
-            f"A shard of {shard} images is no multiple of a batch of {batch}; choose "
-            f"{max(shard // batch, 1) * batch}."
+            f"A shard of {shard_size} images is no multiple of a batch of {batch_size}; "
+            f"choose {max(shard_size // batch_size, 1) * batch_size}."
         )
     if limit is not None and limit < 1:
         raise errors.InputError(f"limit={limit}; give 1 or more, or leave it out.")
+    for key, value in others.items():
+        setting.require(key, value, RANGES[key])
+    require_crop(others["resize"], others["crop"])
+
+
+def require_crop(resize: int, crop: int) -> None:
+    """Raises ValueError unless the crop lies in the resized image."""
+    if crop > resize:
+        raise errors.InputError(
+            f"crop={crop} is larger than the shorter side of the resized image, "
+            f"resize={resize}; raise resize or lower crop."
+        )
 
 
 def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
@@ -349,21 +359,3 @@ def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:
     if names and jax.process_index() == 0:
         workdir.write_text(out / "skipped.txt", "".join(f"{x}\n" for x in names))
         shown.say(f"{len(names)} images could not be decoded; see {out}/skipped.txt")
-
-
-def digest(params: dict) -> str:
-    """Equal for equal weights."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
-
-
-def fingerprint(source: Source, names: int = 256) -> str:
-    """Equal for sources of the same size, classes and names (some of them)."""
-    found = hashlib.sha256(repr((len(source), source.classes)).encode())
-    count = min(names, len(source))
-    for i in range(count):
-        name = source.name(i * len(source) // count)
-        found.update(os.path.basename(name).encode(errors="surrogateescape"))
-    return found.hexdigest()

@@ -4,15 +4,14 @@ Writers do not check what they wrote: `check` does, from the file itself.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 import safetensors.numpy
 
-from dinov2_jax import errors
-from dinov2_jax.convert import huggingface, tables, timm
+from dinov2_jax import errors, writing
+from dinov2_jax.convert import huggingface, sidecar, tables, timm
 from dinov2_jax.models import vit
 
 DESCRIBING = (
@@ -52,12 +51,11 @@ def write_safetensors(
             heads, antialias and offset, which the tensors do not tell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     metadata = {"dinov2_jax": json.dumps(dict(about)), "format": "pt"}
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    safetensors.numpy.save_file(contiguous, part, metadata)
-    part.chmod(0o644)  # the library makes files that nobody else can read
-    os.replace(part, path)
+    with writing.replacing(path) as part:
+        safetensors.numpy.save_file(contiguous, part, metadata)
+        part.chmod(0o644)  # the library makes files that nobody else can read
 
 
 def chunked(tensors: Mapping[str, np.ndarray], chunks: int) -> dict[str, np.ndarray]:
@@ -93,6 +91,7 @@ def write_official(
     backbone: Mapping[str, np.ndarray],
     heads: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     chunks: int = 0,
+    about: Mapping | None = None,
 ) -> None:
     """A `.pth` file that the official models load with `strict=True`.
 
@@ -102,6 +101,8 @@ def write_official(
         heads: None for the backbone alone, as released; else the heads by name, and
             the file is one as the reference's training saves its teacher.
         chunks: see `chunked`; training checkpoints of the reference have 4.
+        about: what describes the weights, written beside the file (`sidecar`), which
+            has no place for it; None for nothing.
     Raises: ValueError if PyTorch is not installed.
     """
     state = chunked(backbone, chunks)
@@ -112,6 +113,8 @@ def write_official(
             state |= {f"{head}.{name}": value for name, value in tensors.items()}
     state = {name: _tensor(torch, value) for name, value in state.items()}
     torch.save(state if heads is None else {"teacher": state}, path)
+    if about is not None:
+        sidecar.write(path, about)
 
 
 def write_huggingface(
@@ -133,7 +136,8 @@ def write_huggingface(
         ("config.json", config),
         ("preprocessor_config.json", huggingface.processor()),
     ):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors, about)
 
 
@@ -156,6 +160,7 @@ def write_timm(
     torch = _torch()
     state = {name: _tensor(torch, value) for name, value in tensors.items()}
     torch.save(state, path)
+    sidecar.write(path, about)
 
 
 def _torch():

@@ -168,7 +168,8 @@ def default() -> ConfigDict:
     c.checkpoint.every = 2500  # steps; the last step is always saved
     c.checkpoint.keep = 2  # latest ones
     c.checkpoint.keep_every = 0  # and every one at a multiple of this step; 0: none
-    c.checkpoint.keep_best = True  # and the best by k-NN
+    # And the best by k-NN, which is saved whenever an evaluation gives a new best.
+    c.checkpoint.keep_best = True
 
     c.mesh = ConfigDict()
     c.mesh.fsdp = 0  # devices that share one copy of the parameters; 0: as suits
@@ -278,7 +279,11 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
 
 
 def _from_file(path: str, argument: str) -> ConfigDict:
-    """What a config file's get_config() returns; whatever it raises is one line."""
+    """What a config file's get_config() returns.
+
+    What the file itself does wrong is one line that names its own; an exception out of
+    other code that it calls keeps its traceback.
+    """
     if not os.path.isfile(path):
         file = pathlib.Path(path)
         near = {p.name: str(p) for p in file.parent.glob("*.py")}
@@ -296,6 +301,8 @@ def _from_file(path: str, argument: str) -> ConfigDict:
                 "that dinov2_jax.config.default() makes."
             )
     except Exception as error:  # a config is a program: it may raise anything
+        if not values.raised_by(error, path):
+            raise
         raise ConfigError(f"{path}{_line(error, path)}: {_one_line(error)}") from error
     return config
 

@@ -90,9 +90,8 @@ class Writer:
             if kind not in self.arrays:
                 path = _part(_array(self.folder, kind, self.number))
                 path.parent.mkdir(exist_ok=True)
-                self.arrays[kind] = np.lib.format.open_memmap(
+                self.arrays[kind] = _mapped(
                     path,
-                    "w+",
                     rows.dtype,
                     (self.rows, *rows.shape[1:]),
                 )
@@ -133,6 +132,19 @@ class Writer:
             os.replace(_part(path), path)
         path = _index(self.folder, self.number)
         os.replace(_part(path), path)
+
+
+def _mapped(path: pathlib.Path, dtype: np.dtype, shape: tuple) -> np.memmap:
+    """A new array in a file, on blocks that the disk has set aside for it.
+
+    Raises: OSError if it has no room: written to later, the mapping would end the
+        process without a word.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 class Rows:

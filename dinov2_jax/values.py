@@ -3,6 +3,8 @@
 import ast
 import difflib
 import math
+import os
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -166,3 +168,16 @@ def shown(value: Any) -> str:
     """A value for an error line, cut where it is long."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def raised_by(error: Exception, path: str) -> bool:
+    """Whether a config file is at fault for an exception that running it raised.
+
+    Its own lines are, its imports and syntax, and what ConfigDict or this package say of
+    a setting; not a function of the user's own that it calls in another file.
+    """
+    if isinstance(error, errors.Error | SyntaxError | ImportError):
+        return True
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = os.path.dirname(__file__) + os.sep
+    return where == path or where.startswith(ours) or "ml_collections" in where

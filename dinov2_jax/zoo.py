@@ -141,8 +141,9 @@ def read_any(
             f"{source} is no official name and no path; give a workdir, a .pth or "
             f".safetensors file, a Hugging Face folder, or a name{hint}"
         )
-    if not is_run(path):
-        return read.read_weights(path, which, **told)
+    with errors.at(path):
+        if not is_run(path):
+            return read.read_weights(path, which, **told)
     if prefix is not None:
         raise errors.InputError(
             f"prefix={prefix!r} is for files; a run has which= teacher or student."

@@ -7,11 +7,13 @@ OUT appears only after both sides gave the same features on the same images.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -105,8 +107,10 @@ def main(given: list[str]) -> int:
     print(
         f"read     {len(found.backbone)} tensors of {options.source} ({found.format})"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as hidden:
+    with (
+        errors.at(out.parent, "OUT"),
+        _hidden(out) as hidden,
+    ):
         path = pathlib.Path(hidden) / out.name
         write(options, path, source)
         verify(options, path, source)
@@ -116,6 +120,14 @@ def main(given: list[str]) -> int:
     for line in notes(options.to, out, source):
         print(f"note     {line}")
     return 0
+
+
+@contextlib.contextmanager
+def _hidden(out: pathlib.Path) -> Iterator[str]:
+    """A folder beside OUT for what is not checked yet."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as hidden:
+        yield hidden
 
 
 def completed(found: read.Weights, source: str) -> read.Weights:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, lease
 from dinov2_jax.cli import decoding, workdir, workers
 from dinov2_jax.data import decode, manifest, packing, rules, sources
+from dinov2_jax.data.record import Source
 from dinov2_jax.escaping import utf8
 from dinov2_jax.train import progress
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code."""
     decoding.require(options)
-    told = rules.of(options.range, options.damaged)
+    rules.of(options.range, options.damaged)  # refused before anything is opened
     if options.max_pixels is None:
         limits = decode.MAX_PIXELS, decoding.SHRINKABLE
         options.max_pixels = limits[options.longest is not None]
@@ -45,7 +46,15 @@ def main(options: argparse.Namespace) -> int:
     utf8(folder, "ArrayRecord")
     if folder.exists() and not folder.is_dir():
         raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
-    source = sources.open_source(options.source, cache_dir=folder / PARTS)
+    with errors.at(folder, "OUT"):
+        source = sources.open_source(options.source, cache_dir=folder / PARTS)
+        with lease.held(folder, "OUT"):
+            return _pack(source, folder, options)
+
+
+def _pack(source: Source, folder: pathlib.Path, options: argparse.Namespace) -> int:
+    """Write the shards that are missing; returns the exit code."""
+    told = rules.of(options.range, options.damaged)
     packer = packing.Packer(
         source,
         folder,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import features, processes, sharding, shards, zoo
+from dinov2_jax import errors, features, lease, processes, sharding, shards, zoo
 from dinov2_jax.cli import (
     backbone_options,
     decoding,
@@ -231,6 +231,26 @@ def store(
     crop = manifest["crop"]
     shape = jax.ShapeDtypeStruct((batch_size, crop, crop, 3), np.uint8)
     jax.eval_shape(apply, shape)  # what does not fit is told before a file is written
+    first = jax.process_index() == 0
+    lock = lease.held(out, "--out") if first else contextlib.nullcontext()
+    with errors.at(out, "--out"), lock:
+        sharding.any_process(False)  # nobody writes before the first holds the lease
+        return _stored(
+            apply,
+            source,
+            out,
+            manifest,
+            mesh,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            max_pixels=max_pixels,
+            rules=rules,
+        )
+
+
+def _stored(apply, source, out, manifest, mesh, *, batch_size, **reading):
+    """As `store`, in a folder that nobody else writes in."""
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
     progress, stretches = storing.left(out, manifest)
@@ -244,10 +264,7 @@ def store(
             batch_size=batch_size,
             resize=manifest["resize"],
             crop=manifest["crop"],
-            workers=workers,
-            threads=threads,
-            max_pixels=max_pixels,
-            rules=rules,
+            **reading,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)

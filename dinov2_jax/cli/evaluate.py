@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax import errors, processes, values
+from dinov2_jax import errors, lease, processes, values
 from dinov2_jax.cli import (
     backbone_options,
     evaluation_table,
@@ -180,10 +180,14 @@ def done(job: results.Job) -> dict:
     """Run a job, write its files, and say what came out; returns results.json."""
     module = _module(job.task)
     job = job.opened(module.inputs)
-    job.out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    outcome = module.run(job)
-    about = results.write(job, outcome, time.monotonic() - began)
+    with (
+        errors.at(job.out, "--out"),
+        errors.at(job.cache, "--cache"),
+        lease.held(job.out, "--out"),
+    ):
+        began = time.monotonic()
+        outcome = module.run(job)
+        about = results.write(job, outcome, time.monotonic() - began)
     first = results.shown(about["metric"], about["metrics"][about["metric"]])
     for note in outcome.notes:
         print(f"{job.task}: {note}")

@@ -23,8 +23,9 @@ def show(folders: Sequence[pathlib.Path], out: pathlib.Path | None) -> int:
             f"<h1>{title}</h1>",
             f'<div class="card">{page.grid(HEADS, rows)}</div>',
         ]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(out, page.document(title, body))
+        with errors.at(out, "--out"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            workdir.write_text(out, page.document(title, body))
     return 0
 
 

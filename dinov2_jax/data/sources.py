@@ -4,6 +4,7 @@ import collections
 import difflib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -172,9 +173,27 @@ def open_source(
         raise errors.InputError(
             f"{spec!r} names no source; give one such as folder:PATH."
         )
-    opened = tuple(_open(part, cache_dir) for part, _ in parts)
+    opened = tuple(_readable(part, cache_dir) for part, _ in parts)
     weights = tuple(weight for _, weight in parts)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)
+
+
+def _readable(spec: str, cache_dir) -> Source:
+    """The source of one spec, or one line if the system refuses one of its files."""
+    try:
+        return _open(spec, cache_dir)
+    except OSError as error:
+        if error.errno in errors.FULL:
+            raise errors.FileError(
+                f"{spec}: {error.strerror} for the list of its files, in "
+                f"{cache_dir or tempfile.gettempdir()}; free some space there."
+            ) from error
+        if isinstance(error, errors.Error) or not error.filename:
+            raise
+        raise errors.FileError(
+            f"{spec}: {error.strerror} at {error.filename}; check the path and its "
+            "permissions."
+        ) from error
 
 
 def split(spec: str) -> list[tuple[str, float]]:

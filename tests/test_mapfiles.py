@@ -136,6 +136,16 @@ def test_maps_of_other_endings_are_named_with_the_reason(tmp_path):
         dense.open_labels(spec, classes=3)
 
 
+def test_maps_of_known_layouts_are_named_likewise(tmp_path):
+    for folder, name in (("images", "x.jpg"), ("annotations", "x.jpg")):
+        path = tmp_path / folder / "validation" / name
+        path.parent.mkdir(parents=True)
+        Image.fromarray(COLORS).save(path)
+    (tmp_path / "annotations" / "validation" / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match="1 maps, such as .*x.jpg, .* lossy format"):
+        dense.open_labels(f"ade20k:{tmp_path}:validation")
+
+
 def test_a_header_gives_the_size_that_decoding_gives(tmp_path, monkeypatch):
     for name in ("a.png", "a.jpg", "a.tif"):
         Image.fromarray(COLORS).save(tmp_path / name)

@@ -46,24 +46,33 @@ def folders(spec: str, rest: str) -> Found:
     )
     ignored = walk.Ignored()
     images = _stems(parts[0], IMAGES, ignored)
-    targets = _stems(parts[1], TARGETS, ignored)
-    _require_readable(spec, parts[1], set(images) - set(targets))
+    targets = _maps(spec, parts[1], images, ignored)
     return _matched(spec, images, targets, ignored), names
 
 
-def _require_readable(spec: str, root: pathlib.Path, lacking: set[str]) -> None:
-    """Raises ValueError if maps that seem to be missing stand there in other formats."""
-    others = {}
-    if lacking:
-        others = _stems(root, tuple(mapfiles.REFUSED), walk.Ignored())
-    there = sorted(lacking & set(others))
-    if there:
-        ending = os.path.splitext(others[there[0]])[1].lower()
-        raise errors.InputError(
-            f"{spec}: {len(there)} maps, such as {escaped(others[there[0]])}, cannot be "
-            f"used: {ending} {mapfiles.REFUSED[ending]}. Maps are one of "
-            f"{', '.join(TARGETS)}, made from their source."
-        )
+def _maps(
+    spec: str,
+    root: pathlib.Path,
+    images: dict[str, str],
+    ignored: walk.Ignored,
+    end: str = "",
+) -> dict[str, str]:
+    """`_stems` of the maps of images.
+
+    Raises: ValueError if maps that seem to be missing stand there in other formats.
+    """
+    targets = _stems(root, TARGETS, ignored, end)
+    lacking = set(images) - set(targets)
+    for ending in mapfiles.REFUSED if lacking else ():
+        others = _stems(root, (ending,), walk.Ignored(), end)
+        there = sorted(lacking & set(others))
+        if there:
+            raise errors.InputError(
+                f"{spec}: {len(there)} maps, such as {escaped(others[there[0]])}, cannot "
+                f"be used: {ending} {mapfiles.REFUSED[ending]}. Maps are one of "
+                f"{', '.join(TARGETS)}, made from their source."
+            )
+    return targets
 
 
 def _stems(
@@ -145,7 +154,8 @@ def ade20k(spec: str, rest: str) -> Found:
         names = tuple(normalized(line.split("\t")[-1].strip()) for line in lines)
     ignored = walk.Ignored()
     images = _stems(_folder(spec, root / "images" / split), IMAGES, ignored)
-    labels = _stems(_folder(spec, root / "annotations" / split), TARGETS, ignored)
+    folder = _folder(spec, root / "annotations" / split)
+    labels = _maps(spec, folder, images, ignored)
     return _matched(spec, images, labels, ignored), names
 
 
@@ -168,15 +178,12 @@ def voc(spec: str, rest: str) -> Found:
 def cityscapes(spec: str, rest: str) -> Found:
     """ROOT:train or ROOT:val, with the training ids that its scripts make."""
     root, split = _root(spec, rest, ("train", "val"))
-    images = _folder(spec, root / "leftImg8bit" / split)
-    labels = _folder(spec, root / "gtFine" / split)
+    folder = _folder(spec, root / "leftImg8bit" / split)
     ignored = walk.Ignored()
-    return _matched(
-        spec,
-        _stems(images, IMAGES, ignored, "_leftImg8bit"),
-        _stems(labels, TARGETS, ignored, "_gtFine_labelTrainIds"),
-        ignored,
-    ), CITYSCAPES
+    images = _stems(folder, IMAGES, ignored, "_leftImg8bit")
+    folder = _folder(spec, root / "gtFine" / split)
+    labels = _maps(spec, folder, images, ignored, "_gtFine_labelTrainIds")
+    return _matched(spec, images, labels, ignored), CITYSCAPES
 
 
 def nyud(spec: str, rest: str) -> Found:

@@ -195,11 +195,16 @@ def _labels(networks: Iterable[Network]) -> str:
 
 def _left_out(chosen: Network, others: list[Network]) -> str:
     """A line on the tensors beside a backbone, of no other network; or nothing."""
-    used = [chosen.prefix or "\0", *(f"{chosen.parent}{head}." for head in HEADS)]
-    used += [n.parent or n.prefix for n in others if n.path == chosen.path]
-    used = tuple(start for start in used if start)
-    rest = [n for n in chosen.group if chosen.prefix and not n.startswith(used)]
-    rest += [chosen.prefix + n for n in chosen.tensors if BESIDE.match(n)]
+    rest, own = [], chosen.tensors
+    if chosen.prefix:
+        starts = [chosen.prefix, *(f"{chosen.parent}{head}." for head in HEADS)]
+        starts += [n.parent or n.prefix for n in others if n.path == chosen.path]
+        used = tuple(filter(None, starts))
+        rest = [name for name in chosen.group if not name.startswith(used)]
+    beside = {name for name in own if BESIDE.match(name)}
+    if "norm.weight" not in own:  # `_mended` reads it in its place
+        beside -= {"fc_norm.weight", "fc_norm.bias"}
+    rest += [chosen.prefix + name for name in own if name in beside]
     if not rest:
         return ""
     counts = collections.Counter(_module(name) for name in rest)

@@ -1,9 +1,11 @@
 """The command line: `dinov2-jax COMMAND ...` or `python -m dinov2_jax COMMAND ...`."""
 
 import importlib
+import io
 import sys
 
 from dinov2_jax import __version__, errors
+from dinov2_jax.escaping import shown
 
 COMMANDS = {
     "train": "pretrain from a config; the same command again continues",
@@ -19,6 +21,10 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a test or a notebook puts there may have no such method.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), file=sys.stdout if arguments else sys.stderr)
@@ -42,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return ended(module.main(rest))
     except (errors.Error, OSError) as error:
-        message = " ".join(str(error).split())
+        message = shown(" ".join(str(error).split()))
         print(f"dinov2-jax {command}: {message}", file=sys.stderr)
         return ended(1, message)
 

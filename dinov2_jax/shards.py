@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 
 
 def claim(folder: pathlib.Path, manifest: Mapping) -> None:
@@ -28,7 +28,7 @@ def claim(folder: pathlib.Path, manifest: Mapping) -> None:
     path = folder / "manifest.json"
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         now = json.loads(json.dumps(manifest))
         keys = [k for k in before | now if before.get(k) != now.get(k)]
         keys = [k for k in keys if k != "versions"]
@@ -39,9 +39,8 @@ def claim(folder: pathlib.Path, manifest: Mapping) -> None:
                 "--out, or remove it first."
             )
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(part, path)
+    with writing.replacing(path, shared=True) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def missing(folder: pathlib.Path, first: int, last: int) -> list[tuple[int, int]]:
@@ -109,9 +108,9 @@ class Writer:
             os.replace(path.with_name(path.name + ".part"), path)
         path = _index(self.folder, self.number)
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
-        os.replace(part, path)
+        # Opened here, for Arrow takes no path that is not UTF-8.
+        with writing.replacing(path) as part, part.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), file)
 
 
 class Rows:
@@ -166,7 +165,7 @@ def open_features(
     """
     folder = pathlib.Path(folder).expanduser()
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise errors.InputError(
             f"{folder} holds no features ({error}); make them with dinov2-jax embed."
@@ -179,12 +178,18 @@ def open_features(
             "dinov2-jax embed again."
         )
     numbers = range(shards)
-    tables = [pyarrow.parquet.read_table(_index(folder, n)) for n in numbers]
+    tables = [_table(_index(folder, n)) for n in numbers]
     kinds = {
         kind: Rows([_array(folder, kind, n) for n in numbers])
         for kind in manifest["what"]
     }
     return kinds, pyarrow.concat_tables(tables), manifest
+
+
+def _table(path: pathlib.Path) -> pyarrow.Table:
+    """What a Parquet file holds."""
+    with path.open("rb") as file:
+        return pyarrow.parquet.read_table(file)
 
 
 def clean(folder: pathlib.Path, first: int, last: int) -> None:

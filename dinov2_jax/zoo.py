@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -24,21 +25,12 @@ PARTS = {"teacher": "teacher", "student": "params"}
 """Name of a network -> its name in a checkpoint of ours."""
 
 
-def load_head(
-    source: str | os.PathLike, max_depth: float | None = None
-) -> tuple[nn.Module, dict]:
-    """A released head, for `module.apply(variables, ...)`.
+RANGES = {"nyu": 10.0, "kitti": 80.0}
+"""Data set in a released depth head's name -> metres of its last bin."""
 
-    Args:
-        source: a name of HEADS, whose file is downloaded once, or the path of a .pth or
-            .safetensors file, told apart by what it holds.
-        max_depth: metres of the last bin of a linear depth head; None for 80 if the name
-            says KITTI, else 10.
-    Returns: module and variables, see `convert.probes.read_head`. A backbone beside the
-        head, as in a whole depther's checkpoint, is left with a line on standard error.
-    Raises: ValueError if it is no such name or file, the head is not whole, or holds
-        NaN or infinity.
-    """
+
+def _head_file(source: str | os.PathLike) -> tuple[pathlib.Path, object, dict]:
+    """The path of a head, its tensors, and what its file or its release tells of it."""
     path = pathlib.Path(source).expanduser()
     if str(source) in HEADS:
         path = download.fetch(HEADS[str(source)])
@@ -46,9 +38,66 @@ def load_head(
         near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise errors.InputError(f"{source} is no file and no released head{hint}")
-    tensors, _ = read.tensors(path)
-    if max_depth is None:
-        max_depth = 80.0 if "kitti" in path.name else 10.0
+    tensors, note = read.tensors(path)
+    # A file of a release keeps its name when it is downloaded by hand.
+    names = {url.rpartition("/")[2]: name for name, url in HEADS.items()}
+    release = str(source) if str(source) in HEADS else names.get(path.name, "")
+    for data, metres in RANGES.items():
+        if f"_{data}_" in release and not note:
+            note = {"min_depth": 1e-3, "max_depth": metres}
+    for key in ("min_depth", "max_depth", "upsample"):
+        value = note.get(key, 1)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise errors.InputError(
+                f"{path} tells {key}={value!r}, which is no number above 0."
+            )
+    return path, tensors, note
+
+
+def head_note(source: str | os.PathLike) -> dict:
+    """What a head's file or the name of its release tells besides the tensors.
+
+    Returns: of a depth head min_depth and max_depth in metres, and how it was trained;
+        empty where nothing is told.
+    Raises: ValueError if it is no such name or file.
+    """
+    return _head_file(source)[2]
+
+
+def load_head(
+    source: str | os.PathLike,
+    max_depth: float | None = None,
+    min_depth: float | None = None,
+) -> tuple[nn.Module, dict]:
+    """A released or trained head, for `module.apply(variables, ...)`.
+
+    Args:
+        source: a name of HEADS, whose file is downloaded once, or the path of a .pth or
+            .safetensors file, told apart by what it holds.
+        max_depth, min_depth: metres of the last and the first bin of a linear depth
+            head. None takes what its file tells, or the name of its release; for files
+            that tell nothing, it is guessed by the name, and said.
+    Returns: module and variables, see `convert.probes.read_head`. A backbone beside the
+        head, as in a whole depther's checkpoint, is left with a line on standard error.
+    Raises: ValueError if it is no such name or file, the head is not whole, holds NaN
+        or infinity, or its file tells another range.
+    """
+    path, tensors, note = _head_file(source)
+    ends = {"max_depth": max_depth, "min_depth": min_depth}
+    for key, metres in ends.items():
+        told = note.get(key)
+        if metres is not None and told is not None and metres != told:
+            raise errors.InputError(
+                f"{path} is a head of {key}={told:g} m, not {metres:g} m; leave {key} "
+                "out, or set what it was trained with."
+            )
+        ends[key] = told if metres is None else metres
+    guessed = ends["max_depth"] is None
+    if guessed:
+        near = [m for data, m in RANGES.items() if data in path.name.lower()]
+        ends["max_depth"] = near[0] if len(near) == 1 else RANGES["nyu"]
+    ends["min_depth"] = 1e-3 if ends["min_depth"] is None else ends["min_depth"]
     try:
         _, beside = probes.parted(tensors)
         if beside:
@@ -57,9 +106,18 @@ def load_head(
                 f"({tables.some(beside, 2)})",
                 file=sys.stderr,
             )
-        return probes.read_head(tensors, max_depth)
+        head, variables = probes.read_head(
+            tensors, **ends, upsample=note.get("upsample", 4)
+        )
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
+    if guessed and hasattr(head, "max_depth"):
+        print(
+            f"{path} does not tell the range of its depths: {ends['max_depth']:g} m is a "
+            "guess; give max_depth",
+            file=sys.stderr,
+        )
+    return head, variables
 
 
 def module(about: Mapping, **overrides) -> vit.ViT:
@@ -156,7 +214,7 @@ def _of_run(folder: pathlib.Path, which: str, asked: int | None) -> read.Weights
         raise errors.InputError(f"which={which!r}; choose one of {', '.join(PARTS)}.")
     config = folder / "config.json"
     try:
-        model = json.loads(config.read_text())["model"]
+        model = json.loads(config.read_text(encoding="utf-8"))["model"]
         size = vit.variant(model["variant"])
         told = {
             "heads": model["heads"] or size["heads"],

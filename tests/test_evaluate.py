@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import __main__ as command
+from dinov2_jax import errors
 from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results, suites
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
@@ -179,7 +180,7 @@ def test_a_stopped_training_goes_on_to_the_same_heads(ask, tmp_path, monkeypatch
     def stops(*arguments):
         left[0] -= 1
         if left[0] < 0:
-            raise ValueError("stopped by the test")
+            raise errors.InputError("stopped by the test")
         return update(*arguments)
 
     monkeypatch.setattr(linear, "update", stops)
@@ -441,14 +442,14 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     ask, digits, weights, tmp_path, capsys
 ):
     other = tmp_path / "other"
-    for name in ("digit0", "digit1"):
+    for name in ("digit0", "cat"):
         (other / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(other / name / "a.png")
     plain = tmp_path / "plain"
     plain.mkdir()
     Image.new("RGB", (32, 32)).save(plain / "a.png")
     cases = [
-        (("knn", f"--val=folder:{other}"), "only in train digit2, digit3, digit4"),
+        (("knn", f"--val=folder:{other}"), "1 are not among the 10 of train: cat"),
         (("knn", f"--val=folder:{plain}"), "has no classes"),
         (("knn", "--set=crop=30"), "no multiple of the patch size 8"),
         (
@@ -456,13 +457,16 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
             "no setting neighbours; did you mean neighbors",
         ),
         (("knn", "--set=temp=warm"), "temp=warm is no float"),
-        (("knn", "--set=neighbors=0"), "all at least 1"),
+        (("knn", "--set=neighbors=0"), "neighbors=(0,); expected 1 to 2^31 - 1, each"),
         (("knn", "--test=v2=folder:x"), "takes no --test"),
         (("knn", "--name=dinov2_vits14"), "architecture"),
         (("linear", "--set=blocks=1,9"), "these weights have 4"),
         (("linear", f"--test=x=folder:{plain}", "--labels=y=z"), "names no --test"),
         (("linear", "--test=x"), "is not NAME=VALUE"),
-        (("retrieval", "--set=protocol=mine"), "choose one of labels, gap, revisited"),
+        (
+            ("retrieval", "--set=protocol=mine"),
+            "expected one of labels, gap, revisited",
+        ),
         (("retrieval", "--set=protocol=revisited"), "needs --set truth=FILE"),
     ]
     for given, message in cases:

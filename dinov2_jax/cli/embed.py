@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, features, processes, sharding, shards, zoo
-from dinov2_jax.cli import backbone_options, workdir
-from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax import errors, features, processes, sharding, shards, tree, zoo
+from dinov2_jax.cli import backbone_options, decoding, depths, workdir
+from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.models import vit
@@ -31,6 +31,11 @@ from dinov2_jax.train import progress
 
 KINDS = ("cls", "registers", "mean_patch", "patches")
 DTYPES = ("float32", "float16")
+OPERATION = (
+    *("parent", "name", "dtype", "gather", "remat", "unroll"),
+    *("drop_path", "uniform_drop"),
+)
+"""Fields of a backbone on which no feature depends; a dtype is told by itself."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -61,7 +66,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
-    add("--max-pixels", type=int, default=decode.MAX_PIXELS)
+    decoding.add_arguments(parser)
     return parser.parse_args(given)
 
 
@@ -125,6 +130,8 @@ def embed(
     workers: int = 0,
     threads: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
+    range: str = "auto",
+    damaged: str = "fill",
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """Features of every image of a source, on disk; what is there is not made again.
 
@@ -144,6 +151,9 @@ def embed(
         compute: float32 or bfloat16.
         limit: at most so many images, spread over the source.
         workers, threads, max_pixels: of decoding.
+        range: of images of more than 8 bits, "LOW,HIGH": the samples that become black
+            and white; auto takes what the file declares.
+        damaged: what is done with JPEGs of corrupt data: fill (gray) or skip.
     Returns: as `open_features`, once all processes are done.
     Raises: ValueError, before any work, if settings do not fit together or the folder
         holds features of another making.
@@ -152,7 +162,9 @@ def embed(
     mesh = sharding.make_mesh(1, jax.local_devices())
     _check_sizes(what, batch_size, shard_size, mesh.size, limit)
     source = sources.open_source(data)
-    pipeline.require_decodable(source, max_pixels=max_pixels)
+    told = rules.of(range, damaged)
+    pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
+    depths.tell(data, source, max_pixels, told)
     backbone, params = zoo.load_backbone(
         name,
         weights,
@@ -167,8 +179,10 @@ def embed(
     manifest = {
         "weights": str(weights),
         "weights_sha256": digest(params),
+        "model": architecture(backbone),
+        "code": workdir.code(),
         "data": data,
-        "data_sha256": fingerprint(source),
+        "data_sha256": fingerprint.of(source),
         "records": records,
         "shard_size": shard_size,
         "what": list(what),
@@ -176,6 +190,9 @@ def embed(
         "crop": crop,
         "dtype": dtype,
         "compute": compute,
+        "max_pixels": max_pixels,
+        "range": range,
+        "damaged": damaged,
         "versions": workdir.versions(),
     }
     apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
@@ -189,6 +206,7 @@ def embed(
         workers=workers,
         threads=threads,
         max_pixels=max_pixels,
+        rules=told,
     )
 
 
@@ -203,6 +221,7 @@ def store(
     workers: int,
     threads: int,
     max_pixels: int,
+    rules: decode.Rules,
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """What a function makes of every image of a source, on disk; as `embed`.
 
@@ -214,6 +233,7 @@ def store(
             and crop.
         mesh: devices of this process alone.
         batch_size, workers, threads, max_pixels: as `embed`.
+        rules: as decode.decode.
     """
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
@@ -228,6 +248,7 @@ def store(
             workers=workers,
             threads=threads,
             max_pixels=max_pixels,
+            rules=rules,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)
@@ -353,18 +374,15 @@ def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:
 
 
 def digest(params: dict) -> str:
-    """Equal for equal weights."""
+    """Equal for equal weights of the same names and shapes."""
     found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
+    for name, leaf in zip(tree.names(params), jax.tree.leaves(params), strict=True):
+        found.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
         found.update(np.ascontiguousarray(leaf))
     return found.hexdigest()
 
 
-def fingerprint(source: Source, names: int = 256) -> str:
-    """Equal for sources of the same size, classes and names (some of them)."""
-    found = hashlib.sha256(repr((len(source), source.classes)).encode())
-    count = min(names, len(source))
-    for i in range(count):
-        name = source.name(i * len(source) // count)
-        found.update(os.path.basename(name).encode(errors="surrogateescape"))
-    return found.hexdigest()
+def architecture(backbone: vit.ViT) -> dict:
+    """What a backbone computes from its weights, apart from its dtype."""
+    fields = (field.name for field in dataclasses.fields(backbone))
+    return {k: getattr(backbone, k) for k in sorted(fields) if k not in OPERATION}

@@ -12,50 +12,70 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding
-from dinov2_jax.cli import frozen, heads, results
+from dinov2_jax.cli import frozen, heads, results, setting
 from dinov2_jax.cli.results import Job, Outcome
-from dinov2_jax.data import labelled, sources
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, labelled, rules, sources
 from dinov2_jax.data.batch import normalize
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
 from dinov2_jax.models import probes
 
 SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
-    | {"augment": True}  # random resized crops and mirror images; else centre crops
+    | setting.Table(
+        augment=Setting(
+            True,
+            "whether it learns from random crops and mirror images, not centre crops",
+            setting.SWITCH,
+        )
+    )
 )
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The sources of all splits, whose classes are known, and the files of labels."""
+    sets = test_sets(job)
+    found = frozen.classified(job)
+    for name, spec in sets.items():
+        source = found[f"test/{name}"] = sources.open_source(spec)
+        if name not in job.labels:
+            frozen.require_names(spec, source)
+            classes.named_or_numbered(found["train"].classes, source.classes, name)
+    return found
 
 
 def run(job: Job) -> Outcome:
     """Train all heads, choose one on the validation set, run it on the test sets."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     heads.check(s, backbone.model.depth)
     kinds = linear.kinds(s.blocks)
     apply = inputs_of(backbone, max(s.blocks), s.compute)
     kind = f"linear{max(s.blocks)}"
 
-    def features(spec: str, source=None) -> frozen.Set:
-        return frozen.features(backbone, apply, kind, spec, job.cache, s, source)
-
-    train = sources.open_source(job.train)
-    if not train.classes:
-        raise errors.InputError(
-            f"{job.train} has no classes; use class folders, for one."
-        )
     sets = test_sets(job)
-    for name, spec in sets.items():  # before the work, not after it
-        opened = sources.open_source(spec)
-        if name not in job.labels:
-            linear.class_numbers(train.classes, opened.classes)
+    splits = {spec: f"test/{name}" for name, spec in sets.items()}
+    splits |= {job.train: "train", job.val: "val"}
+
+    def features(spec: str) -> frozen.Set:
+        source, sha256 = job.inputs[splits[spec]], job.fingerprints[splits[spec]]
+        return frozen.features(
+            backbone, apply, kind, spec, job.cache, s, source, sha256
+        )
+
+    train = job.inputs["train"]
     val = features(job.val)
     frozen.require_classes(val)
-    frozen.require_same_classes(train, val.source)
+    val = frozen.numbered_as(train, val)
     batches = _batches(job, train, apply, features)
     width = backbone.model.width
     found, history = heads.trained(
@@ -64,11 +84,14 @@ def run(job: Job) -> Outcome:
     right = linear.accuracies(found, val.rows, val.labels, kinds)
     chosen, told = heads.chosen_of(right, s)
     guess = linear.guesses(found, chosen, val.rows, kinds)
-    data = {"train": {"spec": job.train, "images": len(train)}, "val": val.about}
+    about = {"spec": job.train, "images": len(train)}
+    data = {"train": about, "val": val.about}
     head = functools.partial(linear.guesses, found, chosen, kinds=kinds)
     more, about = on_tests(job, sets, train.classes, features, head)
     heads.save(job.out / "head.npz", found, chosen, train.classes)
-    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    pictures, tables = results.classified(
+        val.labels, guess, train.classes, f"the best head, {chosen[0]}"
+    )
     tables += heads.tables(right, s.rates, history)
     return Outcome(told | more, data | about, pictures, tables)
 
@@ -111,6 +134,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
             workers=s.workers,
             threads=s.threads,
             max_pixels=s.max_pixels,
+            rules=rules.of(s.range, s.damaged),
         )
         with contextlib.closing(made):
             for part in made:
@@ -149,18 +173,18 @@ def test_sets(job: Job) -> dict[str, str]:
     return found
 
 
-def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
+def on_tests(job: Job, sets, names, features, head) -> tuple[dict, dict]:
     """Accuracy of the chosen head on each test set, and about these sets."""
     found, about, misses = {}, {}, {}
     for name, spec in sets.items():
         test = features(spec)
         about[name] = test.about
         if name in job.labels:
-            lists = _many_labels(pathlib.Path(job.labels[name]), test)
+            lists = _many_labels(pathlib.Path(job.labels[name]), test, len(names))
             share = metrics.multi_label_accuracy(head(test.rows), lists)
         else:
             frozen.require_classes(test)
-            among = linear.class_numbers(classes, test.source.classes)
+            among = classes.named_or_numbered(names, test.source.classes, name)
             share = float((head(test.rows, among=among) == test.labels).mean())
         parts = name.rsplit("/", 2)
         if len(parts) == 3 and job.tests.get(parts[0], "").startswith("corruptions:"):
@@ -173,16 +197,28 @@ def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
     return found, about
 
 
-def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
-    """Labels of each image: a JSON list by the number, from 1, that ends its name."""
+def _many_labels(path: pathlib.Path, test: frozen.Set, count: int) -> list[list[int]]:
+    """Labels of each image: a JSON list by the number, from 1, that ends its name.
+
+    Raises: ValueError if two images have one number, or a label is no class of `count`.
+    """
     try:
-        lists = json.loads(path.expanduser().read_text())
+        lists = json.loads(path.expanduser().read_text(encoding="utf-8"))
         numbers = [
-            int(re.findall(r"\d+", pathlib.Path(n).stem)[-1]) for n in test.names
+            int(re.findall(r"\d+", pathlib.Path(unescaped(n)).stem)[-1])
+            for n in test.names
         ]
         if min(numbers) < 1:
             raise errors.InputError("numbers start at 1")
-        return [list(map(int, lists[number - 1])) for number in numbers]
+        if len(set(numbers)) < len(numbers):
+            raise errors.InputError("several images' names end in one number")
+        found = [list(map(int, lists[number - 1])) for number in numbers]
+        beyond = {x for labels in found for x in labels if not 0 <= x < count}
+        if beyond:
+            raise errors.InputError(
+                f"label {min(beyond)} is none of the {count} classes of train"
+            )
+        return found
     except (OSError, ValueError, IndexError, TypeError, KeyError) as error:
         raise errors.InputError(
             f"{path} does not give labels of the images of {test.about['spec']} "

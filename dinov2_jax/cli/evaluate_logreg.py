@@ -1,47 +1,60 @@
 """Logistic regression on frozen features, its strength chosen on a part of train."""
 
+from typing import Any
+
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import frozen, manylabel
+from dinov2_jax.cli import frozen, manylabel, setting
 from dinov2_jax.cli.results import Job, Outcome, classified
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import knn, logreg, metrics
 
-SETTINGS = frozen.IMAGES | {
-    "lowest": -6.0,  # powers of ten of C
-    "highest": 5.0,
-    "number": 45,  # values of C between them
-    "held_out": 0.1,  # share of train that chooses C
-    "iterations": 1000,
-    "tolerance": 1e-12,
-    "dtype": "float64",  # of the arithmetic; float32 is for accelerators
-    "block": 15,  # values of C at once
-    "metric": "top1",  # or mean_per_class; map or map11 where images have many labels
-    "normalize": True,  # features to unit length
-    "seed": 0,
-}
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
+SETTINGS = frozen.IMAGES | setting.Table(
+    lowest=Setting(-6.0, "power of ten of the smallest C", setting.EXPONENT),
+    highest=Setting(5.0, "power of ten of the largest C", setting.EXPONENT),
+    number=Setting(45, "values of C from the one to the other", setting.COUNT),
+    held_out=Setting(0.1, "share of train that chooses C", setting.FRACTION),
+    iterations=Setting(1000, "steps of L-BFGS, at most", setting.COUNT),
+    tolerance=Setting(
+        1e-12, "largest entry of the gradient at which it stops", setting.NOT_NEGATIVE
+    ),
+    dtype=Setting(
+        "float64",
+        "number format of the fit; float32 is for accelerators",
+        setting.choice(*logreg.DTYPES),
+    ),
+    block=Setting(15, "values of C at once", setting.COUNT),
+    metric=Setting(
+        "top1",
+        "what counts; map and map11 where images have several labels",
+        setting.choice(*METRICS),
+    ),
+    normalize=Setting(True, "whether features get unit length", setting.SWITCH),
+    seed=Setting(0, "seed of the choice of held-out images", setting.WHOLE),
+)
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads: images of the same classes, or files of their labels."""
+    many = job.settings.metric in manylabel.METRICS
+    return frozen.inputs(job) if many else frozen.classified(job)
 
 
 def run(job: Job) -> Outcome:
     """Accuracy on the validation set of the classifier of all of train."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
-    if s.metric not in METRICS:
-        raise errors.InputError(
-            f"metric={s.metric}; choose one of {', '.join(METRICS)}."
-        )
     many = s.metric in manylabel.METRICS
     if job.labels and not many:
         raise errors.InputError("--labels is for metric=map and metric=map11.")
     apply = frozen.cls_of(backbone, s.compute)
-    train, val = (
-        frozen.features(backbone, apply, "cls", spec, job.cache, s)
-        for spec in (job.train, job.val)
-    )
+    train, val = (frozen.split(job, name, apply) for name in ("train", "val"))
     if not many:
         for found in (train, val):
             frozen.require_classes(found)
-        frozen.require_same_classes(train.source, val.source)
+        val = frozen.numbered_as(train.source, val)
     rows = [found.rows for found in (train, val)]
     if s.normalize:
         rows = [np.asarray(knn.unit_rows(x)) for x in rows]
@@ -59,7 +72,7 @@ def run(job: Job) -> Outcome:
     count = len(train.source.classes)
     found = logreg.sweep(rows[0], train.labels, count, **settings)
     guess = logreg.guesses(found.fit, rows[1])[0]
-    matrix = metrics.confusion(val.labels, guess, len(val.source.classes))
+    matrix = metrics.confusion(val.labels, guess, count)
     shares = {
         "top1": float((guess == val.labels).mean()),
         "mean_per_class": float(np.nanmean(metrics.per_class(matrix))),
@@ -70,7 +83,7 @@ def run(job: Job) -> Outcome:
         "loss": float(found.fit.loss[0]),
         "iterations": int(found.fit.iterations[0]),
     }
-    parts = classified(val, guess, "logistic regression")
+    parts = classified(val.labels, guess, train.source.classes, "logistic regression")
     counts = {s.metric: shares[s.metric]}
     return Outcome(
         counts | shares | more, {"train": train.about, "val": val.about}, *parts

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax.cli import frozen, workdir
+from dinov2_jax.data import fingerprint
 from dinov2_jax.evals import depth, metrics
 from dinov2_jax.viz import evaluation, page
 
@@ -48,6 +50,21 @@ class Job:
     out: pathlib.Path
     cache: pathlib.Path  # folder of features
     settings: types.SimpleNamespace
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Split -> its opened source, or the Path of a file; of a task's `inputs`."""
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Split -> `fingerprint.of` its input."""
+
+    def opened(self, inputs: Callable[["Job"], dict[str, Any]]) -> "Job":
+        """The job with what it reads; itself if that was opened before.
+
+        Raises: ValueError if something of it cannot be opened.
+        """
+        if self.inputs:
+            return self
+        found = inputs(self)
+        prints = {split: fingerprint.of(one) for split, one in found.items()}
+        return dataclasses.replace(self, inputs=found, fingerprints=prints)
 
 
 class Picture(NamedTuple):
@@ -78,11 +95,10 @@ class Outcome:
 
 
 def classified(
-    val: frozen.Set, guess: np.ndarray, what: str
+    labels: np.ndarray, guess: np.ndarray, names: Sequence[str], what: str
 ) -> tuple[list[Picture], list[Table]]:
     """Confusion matrix and worst classes of guesses, for the page."""
-    names = val.source.classes
-    matrix = metrics.confusion(val.labels, guess, len(names))
+    matrix = metrics.confusion(labels, guess, len(names))
     caption = f"{what}: true class down, guess across, in the order of the classes."
     picture = Picture(
         "confusion",
@@ -109,12 +125,27 @@ def asked(job: Job) -> dict:
         "weights": job.weights,
         "weights_sha256": job.backbone.sha256,
         "architecture": job.backbone.variant,
+        "model": job.backbone.architecture,
+        "code": workdir.code(),
         "train": job.train,
         "val": job.val,
         "tests": job.tests,
         "labels": job.labels,
+        "fingerprints": job.fingerprints,
         "settings": json.loads(json.dumps(vars(job.settings))),
     }
+
+
+def differences(before: Mapping, now: Mapping) -> list[str]:
+    """Keys whose values differ; of values that are dicts, the keys in them."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [f"{key}.{inner}" for inner in differences(old, new)]
+        elif old != new:
+            found.append(key)
+    return found
 
 
 def write(job: Job, outcome: Outcome, seconds: float) -> dict:
@@ -148,7 +179,7 @@ def _append(path: pathlib.Path, about: dict) -> None:
     if not path.exists():
         writer.writeheader()
     writer.writerow(line)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())

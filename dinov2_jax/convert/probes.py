@@ -98,7 +98,10 @@ MARKS = {
 
 
 def read_head(
-    tensors: Mapping[str, np.ndarray], max_depth: float = 10.0
+    tensors: Mapping[str, np.ndarray],
+    max_depth: float = 10.0,
+    min_depth: float = 1e-3,
+    upsample: int = 4,
 ) -> tuple[nn.Module, dict]:
     """The head that a state dict holds.
 
@@ -106,8 +109,9 @@ def read_head(
         tensors: official names, with or without `decode_head.` or `linear_head.` and
             what wrappers put before, or such a dict under a key of AROUND. A backbone
             beside the head is left, see `parted`.
-        max_depth: metres that a linear depth head's last bin stands for, which the file
-            does not tell: 10 for NYU, 80 for KITTI.
+        max_depth, min_depth: metres that a linear depth head's last and first bin stand
+            for, which tensors do not tell: released are 10 for NYU, 80 for KITTI.
+        upsample: times that a linear depth head enlarges its map.
     Returns: the module and its variables, {params[, batch_stats]} in float32.
     Raises: ValueError if it is no head, lists what is missing and unexpected, or names
         tensors with NaN or infinity.
@@ -135,7 +139,8 @@ def read_head(
             f"mis-shaped {tables.some(sorted(wrong))}."
         )
     finite.require(state)
-    module, variables = _module(kind, state, max_depth), _filled(state, table)
+    depth = {"max_depth": max_depth, "min_depth": min_depth, "upsample": upsample}
+    module, variables = _module(kind, state, depth), _filled(state, table)
     _check_sizes(kind, module, variables, {ours: n for n, (ours, _) in table.items()})
     return module, variables
 
@@ -172,16 +177,17 @@ def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
     return own, left + beside
 
 
-def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.Module:
-    """The module of a kind, in the sizes of the tensors."""
+def _module(kind: str, state: Mapping[str, np.ndarray], depth: Mapping) -> nn.Module:
+    """The module of a kind, in the sizes of the tensors; `depth` is of depth heads."""
     if kind == "linear classifier":
         return probes.LinearClassifier(len(state["bias"]))
     if kind == "linear depth":
-        return probes.LinearDepth(len(state["conv_depth.bias"]), max_depth=max_depth)
+        return probes.LinearDepth(len(state["conv_depth.bias"]), **depth)
     if kind == "segmentation":
         return probes.LinearSegmentation(len(state["conv_seg.bias"]))
     widths = (len(state[f"reassemble_blocks.projects.{i}.conv.bias"]) for i in range(4))
-    return probes.DPTDepth(tuple(widths), len(state["project.conv.bias"]))
+    width = len(state["project.conv.bias"])
+    return probes.DPTDepth(tuple(widths), width, depth["min_depth"])
 
 
 def _check_sizes(

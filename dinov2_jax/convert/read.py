@@ -229,7 +229,7 @@ def _shards(path: pathlib.Path) -> dict:
             f"of either. {sift.NEEDED}, or a run's workdir."
         )
     try:
-        places = dict(json.loads(index.read_text())["weight_map"])
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise errors.InputError(f"{index} is damaged: {error!r}.") from error
     found = {}

@@ -8,6 +8,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data import sources
+from dinov2_jax.escaping import unescaped
 
 
 def of_tfds(spec: str) -> tuple[tuple[str, ...], np.ndarray]:
@@ -58,17 +59,17 @@ def of_file(
     Args:
         path: {"classes": [...], "images": {STEM: [class, ...]}}, and optionally
             "difficult", like images, of labels that shall not count.
-        names: of the images; their stems are the keys.
+        names: of the images, escaped; their stems, not escaped, are the keys.
     Returns: as `of_tfds`, in the order of `names`.
     Raises: ValueError if the file is no such list or lacks an image.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         classes = tuple(map(str, found["classes"]))
         places = {name: i for i, name in enumerate(classes)}
         out = np.zeros((len(names), len(classes)), np.int8)
         for row, name in zip(out, names):
-            stem = pathlib.Path(name).stem
+            stem = pathlib.Path(unescaped(name)).stem
             row[[places[x] for x in found.get("difficult", {}).get(stem, ())]] = -1
             row[[places[x] for x in found["images"][stem]]] = 1
         return classes, out

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinov2_jax import errors
-
 MOMENTUM = 0.9
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates at a batch of 256 images."""
@@ -200,23 +198,3 @@ def guesses(
     kernel, bias = (np.asarray(heads[name][k][rate]) for k in ("kernel", "bias"))
     logits = np.asarray(_part(x, kind, kinds)) @ kernel + bias
     return (logits if among is None else logits[:, among]).argmax(1)
-
-
-def class_numbers(train: Sequence[str], test: Sequence[str]) -> np.ndarray:
-    """Number among the training classes of each class of a test set.
-
-    A test set may hold some of the classes (ImageNet-A and R do), or name them by
-    their numbers (ImageNet-V2 does).
-
-    Raises: ValueError that names classes that the training set does not have.
-    """
-    places = {name: number for number, name in enumerate(train)}
-    unknown = [name for name in test if name not in places]
-    if not unknown:
-        return np.array([places[name] for name in test])
-    if all(name.isdigit() and int(name) < len(train) for name in test):
-        return np.array([int(name) for name in test])
-    raise errors.InputError(
-        f"{len(unknown)} of {len(test)} classes are none of training, such as "
-        f"{', '.join(unknown[:3])}; name them as there, or by their number."
-    )

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import zoo
-from dinov2_jax.cli import backbone_options, embed, workdir
+from dinov2_jax.cli import backbone_options, identity, workdir
 from dinov2_jax.convert import check, export, names, onnx, peers, read, stablehlo
 from dinov2_jax.models import vit
 
@@ -127,7 +127,7 @@ class Bridges:
     def pair(self, kind: str, params: dict) -> dict:
         """Write a format from parameters that were read, and compare its file."""
         program, found = kind in PROGRAMS, {}
-        key = (kind, embed.digest(params))
+        key = (kind, identity.digest(params))
         if key in self.seen:
             return self.seen[key]
         for sizes in [[size] for size in self.sizes] if program else [self.sizes]:

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import math
 import os
 import pathlib
 import sys
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import checkpoint, download, errors, released
+from dinov2_jax import checkpoint, download, errors, headfile, released
 from dinov2_jax.convert import adapt, infer, names, probes, read, tables
 from dinov2_jax.models import vit
 
@@ -23,46 +22,6 @@ RELEASED, HEADS = released.RELEASED, released.HEADS
 
 PARTS = {"teacher": "teacher", "student": "params"}
 """Name of a network -> its name in a checkpoint of ours."""
-
-
-RANGES = {"nyu": 10.0, "kitti": 80.0}
-"""Data set in a released depth head's name -> metres of its last bin."""
-
-
-def _head_file(source: str | os.PathLike) -> tuple[pathlib.Path, object, dict]:
-    """The path of a head, its tensors, and what its file or its release tells of it."""
-    path = pathlib.Path(source).expanduser()
-    if str(source) in HEADS:
-        path = download.fetch(HEADS[str(source)])
-    elif not path.is_file():
-        near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise errors.InputError(f"{source} is no file and no released head{hint}")
-    tensors, note = read.tensors(path)
-    # A file of a release keeps its name when it is downloaded by hand.
-    names = {url.rpartition("/")[2]: name for name, url in HEADS.items()}
-    release = str(source) if str(source) in HEADS else names.get(path.name, "")
-    for data, metres in RANGES.items():
-        if f"_{data}_" in release and not note:
-            note = {"min_depth": 1e-3, "max_depth": metres}
-    for key in ("min_depth", "max_depth", "upsample"):
-        value = note.get(key, 1)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise errors.InputError(
-                f"{path} tells {key}={value!r}, which is no number above 0."
-            )
-    return path, tensors, note
-
-
-def head_note(source: str | os.PathLike) -> dict:
-    """What a head's file or the name of its release tells besides the tensors.
-
-    Returns: of a depth head min_depth and max_depth in metres, and how it was trained;
-        empty where nothing is told.
-    Raises: ValueError if it is no such name or file.
-    """
-    return _head_file(source)[2]
 
 
 def load_head(
@@ -80,10 +39,10 @@ def load_head(
             that tell nothing, it is guessed by the name, and said.
     Returns: module and variables, see `convert.probes.read_head`. A backbone beside the
         head, as in a whole depther's checkpoint, is left with a line on standard error.
-    Raises: ValueError if it is no such name or file, the head is not whole, holds NaN
+    Raises: ValueError if it is no such name or file, the head is not whole or holds NaN
         or infinity, or its file tells another range.
     """
-    path, tensors, note = _head_file(source)
+    path, tensors, note = headfile.read(source)
     ends = {"max_depth": max_depth, "min_depth": min_depth}
     for key, metres in ends.items():
         told = note.get(key)
@@ -95,8 +54,8 @@ def load_head(
         ends[key] = told if metres is None else metres
     guessed = ends["max_depth"] is None
     if guessed:
-        near = [m for data, m in RANGES.items() if data in path.name.lower()]
-        ends["max_depth"] = near[0] if len(near) == 1 else RANGES["nyu"]
+        near = [m for data, m in headfile.RANGES.items() if data in path.name.lower()]
+        ends["max_depth"] = near[0] if len(near) == 1 else headfile.RANGES["nyu"]
     ends["min_depth"] = 1e-3 if ends["min_depth"] is None else ends["min_depth"]
     try:
         _, beside = probes.parted(tensors)

@@ -12,7 +12,14 @@ from PIL import Image
 
 from dinov2_jax import __main__ as command
 from dinov2_jax import errors
-from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results, suites
+from dinov2_jax.cli import (
+    evaluate,
+    evaluate_linear,
+    frozen,
+    results,
+    storing,
+    suites,
+)
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
 from dinov2_jax.evals import linear, metrics
@@ -138,7 +145,7 @@ def test_features_are_kept_and_serve_every_task(ask, rows, cache, monkeypatch):
     def never(*_):
         raise AssertionError("features were made again")
 
-    monkeypatch.setattr(embed, "write", never)
+    monkeypatch.setattr(storing, "write", never)
     assert ask("knn", "--set=neighbors=3")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.npy")} == before
 
@@ -345,16 +352,18 @@ def test_corruptions_are_told_by_their_mean_error(weights, tmp_path):
 
     def features(spec):
         labels, about = np.array([0, 1, 1, 1]), {"spec": spec}
-        return frozen.Set(np.zeros((4, 3)), labels, np.arange(4), [], source, about)
+        names = list("abcd")
+        return frozen.Set(np.zeros((4, 3)), labels, np.arange(4), names, source, about)
 
     def head(rows, among=None):
         assert among is None or among.tolist() == [0, 1]
-        return np.zeros(len(rows), int)
+        return np.zeros((len(rows), 2))
 
-    found, about = evaluate_linear.on_tests(job, tests, classes, features, head)
+    found, about, images = evaluate_linear.on_tests(job, tests, classes, features, head)
     assert found["v2/top1"] == 0.25 and found["c/fog_error"] == 0.75
     want = np.mean([0.75 / error for error in metrics.ALEXNET.values()])
     assert found["c/mce"] == pytest.approx(want) and len(about) == 76
+    assert images[0]["correct"].tolist() == [True, False, False, False]
 
 
 def test_revisited_ground_truth_is_followed(weights, digits, tmp_path):

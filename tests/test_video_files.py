@@ -6,9 +6,10 @@ import struct
 
 import densefiles
 import numpy as np
+import pyarrow.parquet
 import pytest
 
-from dinov2_jax.cli import evaluate_video
+from dinov2_jax.cli import evaluate_video, results
 from dinov2_jax.data import decode, video
 
 av = pytest.importorskip("av", reason="needs the extra 'video'")
@@ -105,3 +106,12 @@ def test_damaged_clips_wherever_they_stand_are_left_out_and_counted(tmp_path):
     for split in ("train", "val"):
         assert outcome.data[split]["clips"] == 4
         assert outcome.data[split]["skipped_clips"] == 4
+    results.write(job, outcome, 1.0)
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "predictions.parquet")
+    table = table.to_pydict()
+    assert [name[-7:] for name in table["id"]] == ["/v1.mp4", "/v3.mp4"] * 2
+    assert table["record"] == [1, 3, 5, 7] and table["split"] == ["val"] * 4
+    assert table["label"] == ["dark"] * 2 + ["light"] * 2
+    right = [a == b for a, b in zip(table["label"], table["prediction"])]
+    assert table["correct"] == right
+    assert np.mean(right) == pytest.approx(outcome.metrics["top1"])

@@ -6,7 +6,6 @@ be used, or a setting that does not fit the files, costs no training.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.cli import setting
+from dinov2_jax.cli.results import Job
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import dense, dense_batches
 from dinov2_jax.evals import depth
@@ -29,16 +29,17 @@ SETTINGS = setting.Table(
 )
 
 
-def labels(train: dense.Pairs | None, val: dense.Pairs, s: Any, named: bool) -> None:
+def labels(job: Job, named: bool) -> None:
     """Read label maps and count their classes.
 
     Args:
-        train, val: of `dense.open_labels`; None for a head that is not trained.
-        s: settings of the task.
+        job: its inputs are of `dense.open_labels`, without train for a head that is not
+            trained.
         named: whether the user named the classes, so that each should occur.
     Raises: ValueError if a pair cannot be used, no pixel has a label, or a named class
         occurs in neither set.
     """
+    s, train, val = job.settings, job.inputs.get("train"), job.inputs["val"]
     count = len(val.classes)
 
     def counted(target: np.ndarray) -> np.ndarray:
@@ -60,10 +61,10 @@ def labels(train: dense.Pairs | None, val: dense.Pairs, s: Any, named: bool) -> 
                 f"{told}{names}. Check the maps, their ids (first_id, ignore_id, ids) and "
                 "the names, or set absent_classes=true if none of them is wrong."
             )
-        _tell(f"{told}{names}")
+        job.warn(f"{told}{names}")
     unseen = (in_train[1:] == 0) & (in_val[1:] > 0)
     if whole and unseen.any():
-        _tell(
+        job.warn(
             f"{unseen.sum()} of {count} classes occur in val and not in train, and "
             f"cannot be learnt: {_some(val.classes, unseen)}"
         )
@@ -96,19 +97,18 @@ class _Known(NamedTuple):
     beyond: int  # farther than the range
 
 
-def depths(
-    train: dense.Pairs | None, val: dense.Pairs, s: Any, border: tuple | None
-) -> int:
+def depths(job: Job, border: tuple[int, int, int, int] | None) -> int:
     """Read depth maps and count what is known in the range.
 
     Args:
-        train, val: of `dense.open_depth`; None for a head that is not trained.
-        s: settings of the task.
+        job: its inputs are of `dense.open_depth`, without train for a head that is not
+            trained.
         border: (top, bottom, left, right) that is kept in training, or None.
     Returns: the number of validation images without a pixel that counts.
     Raises: ValueError if a pair cannot be used, the border or eval_crop does not fit, or
         nothing is known.
     """
+    s, train, val = job.settings, job.inputs.get("train"), job.inputs["val"]
 
     def judged(target: np.ndarray) -> _Known:
         inside = depth.inside(target.shape, s.eval_crop)
@@ -137,7 +137,7 @@ def depths(
                 f"{s.max_depth}); check scale, min_depth, max_depth and eval_crop."
             )
         if 2 * total.beyond > total.known:
-            _tell(
+            job.warn(
                 f"{100 * total.beyond / total.known:.0f} % of what is known in {split} is "
                 f"beyond max_depth={s.max_depth} and does not count; check scale="
                 f"{s.scale}"
@@ -172,7 +172,8 @@ def _read(split: str, source: dense.Pairs, s: Any, look: Callable) -> np.ndarray
             name, told = source.name(index), str(error)
             return told if name in told else f"{name}: {told}"
 
-    shown = progress.Progress(0, len(numbers), _out(), "map")
+    out = progress.NOWHERE if jax.process_index() else None
+    shown = progress.Progress(0, len(numbers), out, "map")
     with contextlib.closing(dense_batches.read(numbers, one, s.threads)) as made:
         for done, result in enumerate(made, 1):
             (bad if isinstance(result, str) else found).append(result)
@@ -194,13 +195,3 @@ def _some(names: tuple[str, ...], chosen: np.ndarray) -> str:
     """The first few of the names that are chosen."""
     found = [names[i] for i in np.flatnonzero(chosen)]
     return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-
-
-def _out():
-    """Where the first process prints, alone."""
-    return progress.NOWHERE if jax.process_index() else None
-
-
-def _tell(text: str) -> None:
-    """A line on standard error, of the first process alone."""
-    print(text, file=_out() or sys.stderr)

@@ -3,39 +3,51 @@
 dinov2-jax embed --weights=dinov2_vits14 --data=folder:/path/to/images --out=features
 dinov2-jax embed --weights=runs/demo --data=demo:val --out=features --what=cls,patches
 
-The same command again goes on with the shards that are missing. Read the folder with
+Re-run the same command to resume, within a shard too. Read the folder with
 dinov2_jax.open_features(OUT).
 """
 
 import argparse
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, features, processes, sharding, shards, tree, zoo
-from dinov2_jax.cli import backbone_options, decoding, depths, workdir
+from dinov2_jax import errors, features, processes, sharding, shards, zoo
+from dinov2_jax.cli import (
+    backbone_options,
+    decoding,
+    depths,
+    identity,
+    setting,
+    storing,
+    workdir,
+)
 from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
-from dinov2_jax.data.record import Record, Source
+from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 from dinov2_jax.train import progress
 
 KINDS = ("cls", "registers", "mean_patch", "patches")
 DTYPES = ("float32", "float16")
-OPERATION = (
-    *("parent", "name", "dtype", "gather", "remat", "unroll"),
-    *("drop_path", "uniform_drop"),
-)
-"""Fields of a backbone on which no feature depends; a dtype is told by itself."""
+COMPUTE = ("float32", "bfloat16")
+RANGES = {
+    "resize": setting.COUNT,
+    "crop": setting.COUNT,
+    "dtype": setting.choice(*DTYPES),
+    "compute": setting.choice(*COMPUTE),
+    "workers": setting.WHOLE,
+    "threads": setting.COUNT,
+    "max_pixels": setting.COUNT,
+}
+"""Setting -> the values that it takes."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -62,7 +74,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="images at once, of a process")
     add("--shard-size", type=int, default=4096, help="images of a shard")
     add("--dtype", default="float32", choices=DTYPES, help="of the stored features")
-    add("--compute", default="float32", choices=("float32", "bfloat16"))
+    add("--compute", default="float32", choices=COMPUTE)
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
@@ -79,33 +91,6 @@ def main(given: list[str]) -> int:
     options["what"] = tuple(options["what"].split(","))
     embed(options.pop("weights"), options.pop("data"), options.pop("out"), **options)
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Records first..last-1 of `count` that are spread evenly over a source."""
-
-    source: Source
-    count: int
-    first: int
-    last: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def number(self, index: int) -> int:
-        """The record's number in the source."""
-        return (self.first + index) * len(self.source) // self.count
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[self.number(index)]
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.number(index))
 
 
 def embed(
@@ -160,7 +145,20 @@ def embed(
     """
     out = pathlib.Path(out).expanduser()
     mesh = sharding.make_mesh(1, jax.local_devices())
-    _check_sizes(what, batch_size, shard_size, mesh.size, limit)
+    _check_sizes(
+        what,
+        batch_size,
+        shard_size,
+        mesh.size,
+        limit,
+        resize=resize,
+        crop=crop,
+        dtype=dtype,
+        compute=compute,
+        workers=workers,
+        threads=threads,
+        max_pixels=max_pixels,
+    )
     source = sources.open_source(data)
     told = rules.of(range, damaged)
     pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
@@ -178,8 +176,8 @@ def embed(
     records = min(len(source), limit or len(source))
     manifest = {
         "weights": str(weights),
-        "weights_sha256": digest(params),
-        "model": architecture(backbone),
+        "weights_sha256": identity.digest(params),
+        "model": identity.architecture(backbone),
         "code": workdir.code(),
         "data": data,
         "data_sha256": fingerprint.of(source),
@@ -235,11 +233,17 @@ def store(
         batch_size, workers, threads, max_pixels: as `embed`.
         rules: as decode.decode.
     """
+    crop = manifest["crop"]
+    shape = jax.ShapeDtypeStruct((batch_size, crop, crop, 3), np.uint8)
+    jax.eval_shape(apply, shape)  # what does not fit is told before a file is written
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
-    shown, done, left = _left(out, -(-records // shard_size))
-    for a, b in left:
-        part = Part(source, records, a * shard_size, min(b * shard_size, records))
+    progress, stretches = storing.left(out, manifest)
+    shown = storing.Shown(progress)
+    for stretch in stretches:
+        first = stretch.first * shard_size + stretch.rows
+        last = min(stretch.last * shard_size, records)
+        part = storing.Part(source, records, first, last)
         batches = pipeline.eval_batches(
             part,
             batch_size=batch_size,
@@ -252,31 +256,16 @@ def store(
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)
-            for written, text in write(out, part, made, a, shard_size):
-                shown.show(done + written, text)
-        done += b - a
+            for images, skipped in storing.write(out, part, made, stretch, manifest):
+                shown.show(images, skipped)
+        shown.rest(len(part))
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("embed")
     found = shards.open_features(out)
-    _tell_skipped(out, found[1], shown)
+    _tell_skipped(out, found[1], progress)
     return found
-
-
-def _left(
-    out: pathlib.Path, count: int
-) -> tuple[progress.Progress, int, list[tuple[int, int]]]:
-    """(progress, shards done, ranges to do) of this process's part of the shards."""
-    index, number = jax.process_index(), jax.process_count()
-    first, last = index * count // number, (index + 1) * count // number
-    shards.clean(out, first, last)
-    left = shards.missing(out, first, last)
-    done = last - first - sum(b - a for a, b in left)
-    shown = progress.Progress(done, last - first, unit="shard")
-    if done:
-        shown.say(f"{done} of {last - first} shards are there already")
-    return shown, done, left
 
 
 def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
@@ -296,61 +285,43 @@ def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
     return apply
 
 
-def write(
-    out: pathlib.Path, part: Part, made: Iterator, first: int, shard_size: int
-) -> Iterator[tuple[int, str]]:
-    """Write the shards of a part as its batches come.
-
-    Args:
-        out: the folder.
-        part: the records.
-        made: (batch, {kind: rows}) in the order of the records.
-        first: number of the part's first shard.
-        shard_size: images of a shard.
-    Returns: an iterator of (shards written, what to tell), one a shard.
-    """
-    shard, skipped, position, done = None, 0, 0, 0
-    for batch, found in made:
-        if shard is None:
-            rows = min(shard_size, len(part) - position)
-            shard = shards.Writer(out, first + done, rows)
-        count = min(len(batch.ids), len(part) - position)
-        ok = batch.ids[:count] >= 0
-        here = range(position, position + count)
-        about = {
-            "record": np.array([part.number(i) for i in here], np.int64),
-            "name": [part.name(i) for i in here],
-            "label": np.where(ok, batch.labels[:count], -1).astype(np.int32),
-            "ok": ok,
-        }
-        shard.add(found, about)
-        position, skipped = position + count, skipped + int((~ok).sum())
-        if shard.done == shard.rows:
-            shard.close()
-            shard, done = None, done + 1
-            yield done, f"{position} images, {skipped} skipped"
-
-
 def _check_sizes(
-    what: tuple[str, ...], batch: int, shard: int, devices: int, limit: int | None
+    what: tuple[str, ...],
+    batch_size: int,
+    shard_size: int,
+    devices: int,
+    limit: int | None,
+    **others,
 ) -> None:
     """Raises ValueError if what is asked for does not fit together."""
     if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
         raise errors.InputError(
             f"what={','.join(what)}; choose some of {', '.join(KINDS)}."
         )
-    if batch < 1 or batch % devices:
+    if batch_size < 1 or batch_size % devices:
         raise errors.InputError(
-            f"A batch of {batch} images does not divide over {devices} devices; choose "
-            "a multiple of their number."
+            f"A batch of {batch_size} images does not divide over {devices} devices; "
+            "choose a multiple of their number."
         )
-    if shard < batch or shard % batch:
+    if shard_size < batch_size or shard_size % batch_size:
         raise errors.InputError(
-            f"A shard of {shard} images is no multiple of a batch of {batch}; choose "
-            f"{max(shard // batch, 1) * batch}."
+            f"A shard of {shard_size} images is no multiple of a batch of {batch_size}; "
+            f"choose {max(shard_size // batch_size, 1) * batch_size}."
         )
     if limit is not None and limit < 1:
         raise errors.InputError(f"limit={limit}; give 1 or more, or leave it out.")
+    for key, value in others.items():
+        setting.require(key, value, RANGES[key])
+    require_crop(others["resize"], others["crop"])
+
+
+def require_crop(resize: int, crop: int) -> None:
+    """Raises ValueError unless the crop lies in the resized image."""
+    if crop > resize:
+        raise errors.InputError(
+            f"crop={crop} is larger than the shorter side of the resized image, "
+            f"resize={resize}; raise resize or lower crop."
+        )
 
 
 def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
@@ -371,18 +342,3 @@ def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:
     if names and jax.process_index() == 0:
         workdir.write_text(out / "skipped.txt", "".join(f"{x}\n" for x in names))
         shown.say(f"{len(names)} images could not be decoded; see {out}/skipped.txt")
-
-
-def digest(params: dict) -> str:
-    """Equal for equal weights of the same names and shapes."""
-    found = hashlib.sha256()
-    for name, leaf in zip(tree.names(params), jax.tree.leaves(params), strict=True):
-        found.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
-
-
-def architecture(backbone: vit.ViT) -> dict:
-    """What a backbone computes from its weights, apart from its dtype."""
-    fields = (field.name for field in dataclasses.fields(backbone))
-    return {k: getattr(backbone, k) for k in sorted(fields) if k not in OPERATION}

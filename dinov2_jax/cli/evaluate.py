@@ -185,6 +185,8 @@ def done(job: results.Job) -> dict:
     outcome = module.run(job)
     about = results.write(job, outcome, time.monotonic() - began)
     first = results.shown(about["metric"], about["metrics"][about["metric"]])
+    for note in outcome.notes:
+        print(f"{job.task}: {note}")
     print(f"{job.task}: {about['metric']} {first}; see {job.out}/report.html")
     return about
 
@@ -236,6 +238,12 @@ def _check(entry: dict, wanted: types.SimpleNamespace) -> None:
         raise errors.InputError(
             f"{task} takes no --test; the head of linear is run on them."
         )
+    for name in entry.get("tests") or {}:
+        if name in ("train", "val") or "/" in name:
+            raise errors.InputError(
+                f"--test {name}=...: {name} cannot name a test set, since the results "
+                "name other things so; choose another name."
+            )
     if entry.get("labels") and task not in ("linear", "logreg"):
         raise errors.InputError(f"{task} takes no --labels; linear and logreg do.")
 

@@ -123,11 +123,11 @@ def run(job: Job) -> Outcome:
     told = head_files.note(job, seen, False, s.crop, **_told(s))
     if s.head:
         _, variables = head_files.given_head(
-            s.head, type(head), told, max_depth=s.max_depth, min_depth=s.min_depth
+            job, type(head), told, max_depth=s.max_depth, min_depth=s.min_depth
         )
         _check_head(head, variables, apply, job.backbone.params, s)
     border = tuple(s.border) if any(s.border) else None
-    unknown = dense_checks.depths(train, val, s, border)
+    unknown = dense_checks.depths(job, border)
     if not s.head:
         optimizer = probe.adamw(rate, s.weight_decay, s.betas, s.clip)
         views = dense_views.DepthViews(

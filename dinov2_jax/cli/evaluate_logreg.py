@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import frozen, manylabel, setting
+from dinov2_jax.cli import doubts, frozen, manylabel, predictions, setting
 from dinov2_jax.cli.results import Job, Outcome, classified
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import knn, logreg, metrics
+from dinov2_jax.evals import manylabel as evals
 
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
 SETTINGS = frozen.IMAGES | setting.Table(
@@ -38,8 +39,18 @@ SETTINGS = frozen.IMAGES | setting.Table(
 
 def inputs(job: Job) -> dict[str, Any]:
     """What the task reads: images of the same classes, or files of their labels."""
-    many = job.settings.metric in manylabel.METRICS
-    return frozen.inputs(job) if many else frozen.classified(job)
+    s = job.settings
+    if s.lowest > s.highest:
+        raise errors.InputError(f"lowest={s.lowest} is above highest={s.highest}.")
+    if s.metric in manylabel.METRICS:
+        found = manylabel.inputs(job)
+    elif job.labels:
+        raise errors.InputError("--labels is for metric=map and metric=map11.")
+    else:
+        found = frozen.classified(job)
+    rows = len(frozen.chosen(len(found["train"]), s.limit))
+    logreg.held_out_rows(rows, s.held_out, s.seed)
+    return found
 
 
 def run(job: Job) -> Outcome:
@@ -47,14 +58,15 @@ def run(job: Job) -> Outcome:
     job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
     many = s.metric in manylabel.METRICS
-    if job.labels and not many:
-        raise errors.InputError("--labels is for metric=map and metric=map11.")
     apply = frozen.cls_of(backbone, s.compute)
     train, val = (frozen.split(job, name, apply) for name in ("train", "val"))
     if not many:
         for found in (train, val):
             frozen.require_classes(found)
+        for found, split in ((train, "train"), (val, "val")):
+            doubts.of_labels(job, split, found.labels, found.source.classes)
         val = frozen.numbered_as(train.source, val)
+    doubts.of_equal_rows(job, train, val)
     rows = [found.rows for found in (train, val)]
     if s.normalize:
         rows = [np.asarray(knn.unit_rows(x)) for x in rows]
@@ -68,10 +80,10 @@ def run(job: Job) -> Outcome:
         "block": s.block,
     }
     if many:
-        return manylabel.run(job, (train, val), rows, **settings)
+        return manylabel.run(job, {"train": train, "val": val}, rows, **settings)
     count = len(train.source.classes)
     found = logreg.sweep(rows[0], train.labels, count, **settings)
-    guess = logreg.guesses(found.fit, rows[1])[0]
+    guess, scores = _predicted(found.fit, rows[1])
     matrix = metrics.confusion(val.labels, guess, count)
     shares = {
         "top1": float((guess == val.labels).mean()),
@@ -83,8 +95,24 @@ def run(job: Job) -> Outcome:
         "loss": float(found.fit.loss[0]),
         "iterations": int(found.fit.iterations[0]),
     }
-    parts = classified(val.labels, guess, train.source.classes, "logistic regression")
-    counts = {s.metric: shares[s.metric]}
+    names = train.source.classes
+    parts = classified(val.labels, guess, names, "logistic regression")
+    columns = predictions.classes(val.labels, guess, scores, names)
     return Outcome(
-        counts | shares | more, {"train": train.about, "val": val.about}, *parts
+        {s.metric: shares[s.metric]} | shares | more,
+        {"train": train.about, "val": val.about},
+        *parts,
+        [predictions.of("val", val.names, val.records, columns)],
     )
+
+
+def _predicted(
+    fitted: logreg.Fit, rows: np.ndarray, block: int = 8192
+) -> tuple[np.ndarray, np.ndarray]:
+    """(class [n], its probability [n]) of rows by the first classifier."""
+    parts = [
+        predictions.softmax(evals.scores(fitted, rows[first : first + block]))
+        for first in range(0, len(rows), block)
+    ]
+    guess, scores = zip(*parts)
+    return np.concatenate(guess), np.concatenate(scores)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.cli import frozen, ground_truth, setting
+from dinov2_jax import errors, escaping
+from dinov2_jax.cli import frozen, ground_truth, predictions, setting
 from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint, rules
@@ -111,6 +111,12 @@ def run(job: Job) -> Outcome:
     mapped = np.array([places.get(name, -1) for name in queries])
     wanted = mapped[val.labels]
     ranked = _ranked(val, train)
+    beyond = [k for k in s.recall if k > len(train.rows)]
+    if beyond and s.protocol == "labels":
+        job.warn(
+            f"recall={', '.join(map(str, beyond))}: there are only {len(train.rows)} "
+            "images to find."
+        )
     data = {"val": val.about} | ({} if train is val else {"train": train.about})
     kept = _Kept(s.shown)
     if s.protocol == "gap":
@@ -121,7 +127,11 @@ def run(job: Job) -> Outcome:
             map(kept.note, ranked), wanted, train.labels, s.recall, kept.score
         )
     marks = [train.labels[ids] == wanted[q] for q, ids in kept.tops.items()]
-    return Outcome(metrics, data, _sheet(kept, marks, val, train, s))
+    sheet = _sheet(kept, marks, val, train, s)
+    words = np.array(val.source.classes, object)
+    truth = {"label": words[val.labels]}
+    images = [_nearest(kept, marks, val, train, truth)]
+    return Outcome(metrics, data, sheet, [], images)
 
 
 def _ranked(queries: frozen.Set, database: frozen.Set):
@@ -137,11 +147,13 @@ class _Kept:
     def __init__(self, number: int):
         self.number = number
         self.tops: dict[int, np.ndarray] = {}  # query -> database rows
+        self.dots: dict[int, np.ndarray] = {}  # query -> their similarities
         self.scores: dict[int, float] = {}  # query -> average precision
 
     def note(self, one: retrieval.Ranked) -> retrieval.Ranked:
         """Keep what is shown of a ranking, and pass it on."""
         self.tops[one.query] = one.ids[: self.number].copy()
+        self.dots[one.query] = one.dots[: self.number].copy()
         self.scores[one.query] = float(one.dots[0])
         return one
 
@@ -181,6 +193,25 @@ def _sheet(
         "From the best query to the worst."
     )
     return [Picture("found", "What was found", caption, picture)]
+
+
+def _nearest(
+    kept: _Kept,
+    marks: Sequence[np.ndarray],
+    queries: frozen.Set,
+    database: frozen.Set,
+    truth: dict[str, Sequence],
+) -> predictions.Columns:
+    """What the first found images of each query are, for predictions.parquet."""
+    order = list(kept.tops)  # all queries, as they came
+    ids = [escaping.shown(name) for name in database.names]
+    columns = {
+        "nearest": [[ids[i] for i in kept.tops[q]] for q in order],
+        "similarity": [kept.dots[q] for q in order],
+        "correct": [np.asarray(mark, bool) for mark in marks],
+        "score": [kept.scores[q] for q in order],
+    }
+    return predictions.of("queries", queries.names, queries.records, truth | columns)
 
 
 def _revisited(job: Job, apply) -> Outcome:
@@ -240,4 +271,5 @@ def _revisited(job: Job, apply) -> Outcome:
     first = {k: metrics[k] for k in ("map_medium", "map_hard") if k in metrics}
     data = {"val": database.about, "queries": queries.about}
     sheet = _sheet(kept, marks, queries, database, s)
-    return Outcome(first | metrics, data, sheet)
+    images = [_nearest(kept, marks, queries, database, {})]
+    return Outcome(first | metrics, data, sheet, [], images)

@@ -10,7 +10,15 @@ import types
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import evaluate_linear, frozen, heads, results, setting
+from dinov2_jax.cli import (
+    doubts,
+    evaluate_linear,
+    frozen,
+    heads,
+    predictions,
+    results,
+    setting,
+)
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, video
@@ -63,6 +71,8 @@ def run(job: Job) -> Outcome:
             job.fingerprints[split],
         )
         sets[split] = clips(found, s.frames, s.pool, blocks + 1)
+    for split, one in sets.items():
+        doubts.of_labels(job, split, one.labels, one.source.classes)
     train, names = sets["train"], sources["train"].classes
     val = frozen.numbered_as(sources["train"], sets["val"])
     width = backbone.model.width * (s.frames if s.pool == "concatenate" else 1)
@@ -70,14 +80,17 @@ def run(job: Job) -> Outcome:
     found, history = heads.trained(job, batches, val.rows, val.labels, names, width)
     right = linear.accuracies(found, val.rows, val.labels, kinds)
     chosen, told = heads.chosen_of(right, s)
-    guess = linear.guesses(found, chosen, val.rows, kinds)
+    guess, scores = predictions.softmax(linear.logits(found, chosen, val.rows, kinds))
+    columns = predictions.classes(val.labels, guess, scores, names)
+    images = [predictions.of("val", val.names, val.records, columns)]
     heads.save(job.out / "head.npz", found, chosen, names)
     pictures, tables = results.classified(
         val.labels, guess, names, f"the best head, {chosen[0]}"
     )
     tables += heads.tables(right, s.rates, history)
     data = {split: one.about for split, one in sets.items()}
-    return Outcome(told, data, pictures, tables)
+    notes = ["top1 is that of the head which is best on val, chosen on val itself"]
+    return Outcome(told, data, pictures, tables, images, notes)
 
 
 def _frames(spec: str, s) -> video.Frames:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import depths, embed, setting, workdir
+from dinov2_jax.cli import depths, doubts, embed, identity, setting, workdir
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
-COMPUTE = ("float32", "bfloat16")
+COMPUTE = embed.COMPUTE
 IMAGES = setting.Table(
     resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
     crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
@@ -62,7 +62,7 @@ class Backbone:
     @property
     def architecture(self) -> dict:
         """What else its features depend on: equal weights may differ in it."""
-        return embed.architecture(self.model)
+        return identity.architecture(self.model)
 
     @property
     def variant(self) -> str:
@@ -96,7 +96,7 @@ def load(weights: str, name: str | None = None, **how) -> Backbone:
             f"These weights take images of {model.in_channels} channels; sources give "
             "3. Choose weights for RGB."
         )
-    return Backbone(model, params, embed.digest(params))
+    return Backbone(model, params, identity.digest(params))
 
 
 def inputs(job: Any) -> dict[str, Any]:
@@ -115,8 +115,20 @@ def classified(job: Any) -> dict[str, Any]:
     found = inputs(job)
     for split in ("train", "val"):
         require_names(getattr(job, split), found[split])
+        labels = getattr(found[split], "labels", None)  # known without reading images
+        if labels is not None:
+            labels = labels[chosen(len(labels), job.settings.limit)]
+            require_labels(getattr(job, split), labels, len(found[split].classes))
+            doubts.of_labels(job, split, labels, found[split].classes)
+        doubts.of_empty_folders(job, split, found[split])
     classes.numbers(found["train"].classes, found["val"].classes, "val")
     return found
+
+
+def chosen(count: int, limit: int) -> np.ndarray:
+    """Numbers of the records of a set that a limit leaves, as `storing.Part` has them."""
+    some = min(count, limit or count)
+    return np.arange(some) * count // some
 
 
 def opened_source(job: Any, spec: str) -> Source:
@@ -135,6 +147,7 @@ def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
             f"crop={settings.crop} is no multiple of the patch size "
             f"{backbone.model.patch_size} of these weights."
         )
+    embed.require_crop(settings.resize, settings.crop)
 
 
 def require_file(option: str, path: pathlib.Path) -> None:
@@ -257,27 +270,18 @@ def numbered_as(train: Source, val: Set) -> Set:
 
 def require_classes(found: Set) -> None:
     """Raises ValueError unless each image has one of the source's classes."""
-    spec, count = found.about["spec"], len(found.source.classes)
-    require_names(spec, found.source)
-    low, high = int(found.labels.min()), int(found.labels.max())
+    require_names(found.about["spec"], found.source)
+    require_labels(found.about["spec"], found.labels, len(found.source.classes))
+
+
+def require_labels(spec: str, labels: np.ndarray, count: int) -> None:
+    """Raises ValueError unless all labels are numbers of classes."""
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= count:
         raise errors.InputError(
             f"{spec}: labels run from {low} to {high}; they must lie in 0 to "
             f"{count - 1}, its {count} classes."
         )
-
-
-def require_same_classes(train: Source, val: Source) -> None:
-    """Raises ValueError that names a class that only one of two sources has."""
-    if train.classes == val.classes:
-        return
-    mine, others = set(train.classes), set(val.classes)
-    only = sorted(mine - others)[:3], sorted(others - mine)[:3]
-    raise errors.InputError(
-        f"train has {len(mine)} classes and val {len(others)}, and they differ: only in "
-        f"train {', '.join(only[0]) or 'none'}; only in val "
-        f"{', '.join(only[1]) or 'none'}. Give two splits of the same classes."
-    )
 
 
 def _whole(spec: str) -> str:

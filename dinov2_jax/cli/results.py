@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.cli import frozen, workdir
+from dinov2_jax.cli import doubts, frozen, predictions, workdir
 from dinov2_jax.data import fingerprint
 from dinov2_jax.evals import depth, metrics
 from dinov2_jax.viz import evaluation, page
@@ -54,6 +55,13 @@ class Job:
     """Split -> its opened source, or the Path of a file; of a task's `inputs`."""
     fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
     """Split -> `fingerprint.of` its input."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Say once, on standard error and in the results, what makes them doubtful."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            print(f"{self.task}: warning: {text}", file=sys.stderr)
 
     def opened(self, inputs: Callable[["Job"], dict[str, Any]]) -> "Job":
         """The job with what it reads; itself if that was opened before.
@@ -64,7 +72,9 @@ class Job:
             return self
         found = inputs(self)
         prints = {split: fingerprint.of(one) for split, one in found.items()}
-        return dataclasses.replace(self, inputs=found, fingerprints=prints)
+        job = dataclasses.replace(self, inputs=found, fingerprints=prints)
+        doubts.of_equal_splits(job)
+        return job
 
 
 class Picture(NamedTuple):
@@ -92,6 +102,8 @@ class Outcome:
     data: dict[str, dict]  # split -> spec, images, skipped, fingerprints
     pictures: list[Picture] = dataclasses.field(default_factory=list)
     tables: list[Table] = dataclasses.field(default_factory=list)
+    images: list[predictions.Columns] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # how to read metrics
 
 
 def classified(
@@ -125,7 +137,7 @@ def asked(job: Job) -> dict:
         "weights": job.weights,
         "weights_sha256": job.backbone.sha256,
         "architecture": job.backbone.variant,
-        "model": job.backbone.architecture,
+        "model": json.loads(json.dumps(job.backbone.architecture)),
         "code": workdir.code(),
         "train": job.train,
         "val": job.val,
@@ -155,6 +167,8 @@ def write(job: Job, outcome: Outcome, seconds: float) -> dict:
         "metric": first,
         "metrics": outcome.metrics,
         "data": outcome.data,
+        "notes": outcome.notes,
+        "warnings": job.warnings,
         "versions": workdir.versions(),
         "devices": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "seconds": round(seconds, 1),
@@ -163,6 +177,7 @@ def write(job: Job, outcome: Outcome, seconds: float) -> dict:
     (job.out / "pictures").mkdir(parents=True, exist_ok=True)
     for picture in outcome.pictures:
         workdir.save_picture(job.out, picture.name, picture.pixels)
+    predictions.write(job.out, outcome.images)
     workdir.write_text(job.out / "report.html", _page(about, outcome))
     text = json.dumps(about, indent=2, allow_nan=True) + "\n"
     workdir.write_text(job.out / "results.json", text)
@@ -196,6 +211,8 @@ def _page(about: dict, outcome: Outcome) -> str:
         for key, value in list(outcome.metrics.items())[:8]
     )
     parts.append(f"<dl>{tiles}</dl>")
+    for text in (*about["warnings"], *about["notes"]):
+        parts.append(f"<p>{page.text(text)}</p>")
     for picture in outcome.pictures:
         data = io.BytesIO()
         Image.fromarray(picture.pixels).save(data, format="PNG")

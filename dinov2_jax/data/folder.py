@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 
+import numpy as np
+
 from dinov2_jax import errors
 from dinov2_jax.data import decode, fingerprint, listing, walk
 from dinov2_jax.data.record import Record
@@ -46,6 +48,11 @@ class Folder:
     def name(self, index: int) -> str:
         path = os.path.join(os.fsencode(self.root), self._files.path(index))
         return escaped(path)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int32 of all records, -1 where there is none."""
+        return self._files.labels
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads; a folder that was moved whole stays the same."""

@@ -87,6 +87,11 @@ class Tar:
         return f"{escaping.escaped(shard)}/{escaping.escaped(self._files.path(index))}"
 
     @property
+    def labels(self) -> np.ndarray:
+        """[n] int32 of all records, -1 where there is none."""
+        return self._files.labels
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The files that it reads."""
         return tuple(self._shards)

@@ -183,7 +183,21 @@ def guesses(
     kinds: tuple[Kind, ...],
     among: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The classes that one head guesses.
+    """The classes that one head guesses: [n] int64, numbers of all or places in `among`.
+
+    Arguments are those of `logits`.
+    """
+    return logits(heads, chosen, x, kinds, among).argmax(1)
+
+
+def logits(
+    heads: dict,
+    chosen: tuple[str, int],
+    x: np.ndarray,
+    kinds: tuple[Kind, ...],
+    among: np.ndarray | None = None,
+) -> np.ndarray:
+    """Logits of one head.
 
     Args:
         heads: of a State.
@@ -191,10 +205,10 @@ def guesses(
         x: [n F], as `update`.
         kinds: of the heads.
         among: [k] classes to choose from; None for all.
-    Returns: [n] int64, numbers of all classes, or places in `among`.
+    Returns: [n K] or, of those in `among`, [n k].
     """
     name, rate = chosen
     kind = next(kind for kind in kinds if kind.name == name)
     kernel, bias = (np.asarray(heads[name][k][rate]) for k in ("kernel", "bias"))
-    logits = np.asarray(_part(x, kind, kinds)) @ kernel + bias
-    return (logits if among is None else logits[:, among]).argmax(1)
+    found = np.asarray(_part(x, kind, kinds)) @ kernel + bias
+    return found if among is None else found[:, among]

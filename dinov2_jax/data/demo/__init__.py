@@ -53,6 +53,11 @@ class Demo:
         label, top, left = self._place(index)
         return f"demo:{self.split} {self.classes[label]} at {top},{left}"
 
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] of all tiles."""
+        return np.array([self._place(i)[0] for i in range(len(self))])
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "demo", self.split, TILE, GRIDS[self.split]

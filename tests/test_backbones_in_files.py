@@ -61,6 +61,12 @@ PLACES = {
     "nested prefixes": lambda s: {"net": {"params": under("a.b.c.", s)}},
     "a head at the same place": lambda s: s | zeros("head.weight", "head.bias"),
     "DeepSpeed": lambda s: {"module": under("student_model.vit.", s), "dp_world": 8},
+    "torch's average of weights": lambda s: (
+        under("module.", s) | {"n_averaged": np.array(7)}
+    ),
+    "another encoder beside": lambda s: (
+        under("dino.", s) | under("mae.", s) | zeros("mae.decoder_embed.weight")
+    ),
     "torch.compile": lambda s: under("_orig_mod.backbone.", s),
 }
 """How a training script keeps a backbone."""
@@ -209,6 +215,7 @@ def test_a_norm_behind_the_mean_is_read_as_the_final_norm(tmp_path):
     found = read.read_weights(arrays.write_torch(tmp_path / "a.pth", state))
     assert check.same(found.backbone["norm.weight"], state["fc_norm.weight"])
     assert any("fc_norm" in line and "each token" in line for line in found.lines)
+    assert "left out 2 tensors beside the backbone: head.* (2)" in found.lines
 
 
 def test_a_table_that_is_not_square_needs_its_rows_and_columns_told(tmp_path):

@@ -45,7 +45,7 @@ def written(path, model):
 def test_models_of_timm_are_called_by_their_names(tmp_path, name):
     sizes, kind = TIMM[name]
     model = peers.package("timm").create_model(name, **sizes)
-    with pytest.raises(ValueError, match=f"looks like {kind}.* no DINOv2 backbone"):
+    with pytest.raises(ValueError, match=f"looks like {kind}.* not a DINOv2 backbone"):
         read.read_weights(written(tmp_path / "a.pth", model))
 
 
@@ -95,7 +95,7 @@ def test_models_of_transformers_are_called_by_their_names(tmp_path, name):
     package = peers.package("transformers")
     config, sizes, kind = HUB[name]
     model = getattr(package, name)(getattr(package, config)(**sizes))
-    words = f"looks like {kind}.* no DINOv2 backbone"
+    words = f"looks like {kind}.* not a DINOv2 backbone"
     with pytest.raises(ValueError, match=words):
         read.read_weights(written(tmp_path / "a.pth", model))
     model.save_pretrained(tmp_path / "hub")  # names of version 4, where it has any
@@ -135,7 +135,7 @@ NAMES = {
 def test_names_tell_the_model(tmp_path, name, prefix):
     given, kind = NAMES[name]
     tensors = {prefix + n: np.zeros(2, np.float32) for n in given}
-    with pytest.raises(ValueError, match=f"looks like {kind}.* no DINOv2 backbone"):
+    with pytest.raises(ValueError, match=f"looks like {kind}.* not a DINOv2 backbone"):
         read.read_weights(arrays.write_torch(tmp_path / "a.pth", {"model": tensors}))
 
 

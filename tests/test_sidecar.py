@@ -116,7 +116,7 @@ def test_convert_chooses_by_prefix_and_completes_by_partial(tmp_path, capsys):
     out = tmp_path / "b.safetensors"
     command = ["convert", f"--from={path}", "--to=safetensors", str(out)]
     assert main([*command, "--num-heads=6"]) == 1
-    assert "choose one by prefix= (--prefix)" in capsys.readouterr().err
+    assert "choose one by prefix= (--prefix, " in capsys.readouterr().err
     command += ["--num-heads=6", "--prefix=b"]
     assert main(command) == 1
     assert "norm.bias" in capsys.readouterr().err and not out.exists()

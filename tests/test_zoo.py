@@ -300,8 +300,12 @@ def test_a_name_refuses_other_channels_patches_and_heads_unless_asked(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A workdir with a checkpoint of random student and teacher; and its parameters."""
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+def write_run(folder: pathlib.Path, spoiled: bool = False) -> tuple:
+    """As `run`; spoiled with one NaN in the teacher."""
     c = tiny.config(model__registers=2, model__antialias="True")
-    folder = tmp_path_factory.mktemp("run")
     model, rng = assemble.model(c), np.random.default_rng(0)
 
     def drawn() -> dict:
@@ -309,12 +313,24 @@ def run(tmp_path_factory):
         return jax.tree.map(draw, assemble.shapes(c, model))
 
     student, teacher = jax.tree.map(jnp.asarray, (drawn(), drawn()))
+    if spoiled:
+        norm = teacher["backbone"]["norm"]
+        norm["bias"] = norm["bias"].at[3].set(jnp.nan)
     tx = assemble.recipe(c, model, student).tx
     state = train_state.create(student, teacher, tx, assemble.prototypes(c))
     (folder / "config.json").write_text(settings.to_json(c))
     with checkpoint.manager(folder / "checkpoints") as checkpoints:
         checkpoint.save(checkpoints, 5, state, {"next_step": 5, "history": []})
     return folder, model.backbone, {"student": student, "teacher": teacher}
+
+
+def test_a_run_that_diverged_is_refused_by_tensor(tmp_path):
+    folder, backbone, expected = write_run(tmp_path, spoiled=True)
+    with pytest.raises(ValueError, match=r"1 of .. tensors hold NaN.*: norm\.bias\."):
+        zoo.load_backbone(folder)
+    module, params = zoo.load_backbone(folder, which="student")
+    assert module.heads == backbone.heads
+    assert equal(params, expected["student"]["backbone"])
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])

@@ -23,8 +23,8 @@ KERNELS = {
 }
 """How PyTorch's axes of a weight become ours."""
 
-AROUND = ("state_dict", "model")
-"""Keys under which training saves a state dict."""
+AROUND = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model")
+"""Keys under which training saves a state dict; an average of weights comes first."""
 
 WRAPPED = re.compile(r"^((module|_orig_mod|model)\.)+")
 HEAD = re.compile(r"(decode_head|linear_head)\.")
@@ -107,8 +107,8 @@ def read_head(
 
     Args:
         tensors: official names, with or without `decode_head.` or `linear_head.` and
-            what wrappers put before, or such a dict under `state_dict` or `model`. A
-            backbone beside the head is left, see `beside`.
+            what wrappers put before, or such a dict under a key of AROUND. A backbone
+            beside the head is left, see `parted`.
         max_depth, min_depth: metres that a linear depth head's last and first bin stand
             for, which tensors do not tell: released are 10 for NYU, 80 for KITTI.
         upsample: times that a linear depth head enlarges its map.
@@ -152,13 +152,13 @@ def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
         tensors: see `read_head`.
     Raises: ValueError if it is no state dict.
     """
+    left = []
     while isinstance(tensors, Mapping):
-        inner = [
-            tensors[key] for key in AROUND if isinstance(tensors.get(key), Mapping)
-        ]
-        if not inner:
+        keys = [key for key in AROUND if isinstance(tensors.get(key), Mapping)]
+        if not keys:
             break
-        tensors = inner[0]
+        left += [f"{key}.{name}" for key in keys[1:] for name in tensors[key]]
+        tensors = tensors[keys[0]]
     arrays = isinstance(tensors, Mapping) and all(
         isinstance(value, np.ndarray) for value in tensors.values()
     )
@@ -167,15 +167,14 @@ def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
             "This is no state dict of tensors; give a released head."
         )
     unwrapped = {WRAPPED.sub("", str(name)): v for name, v in tensors.items()}
-    inside = {HEAD.sub("", n): v for n, v in unwrapped.items() if HEAD.match(n)}
-    if not inside:
-        return unwrapped, []
-    beside = [name for name in unwrapped if not HEAD.match(name)]
-    odd = [name for name in beside if not BACKBONE.match(name)]
-    # A head that has a name of its own and one without is not whole, and is told so.
-    return inside | {name: unwrapped[name] for name in odd}, sorted(
-        set(beside) - set(odd)
-    )
+    if len(unwrapped) != len(tensors):
+        raise errors.InputError("Some tensors are there twice, once inside a wrapper.")
+    if not any(map(HEAD.match, unwrapped)):
+        return unwrapped, left
+    beside = sorted(filter(BACKBONE.match, unwrapped))
+    # What is of neither keeps its name, and shows as unexpected.
+    own = {HEAD.sub("", n): v for n, v in unwrapped.items() if n not in set(beside)}
+    return own, left + beside
 
 
 def _module(kind: str, state: Mapping[str, np.ndarray], depth: Mapping) -> nn.Module:

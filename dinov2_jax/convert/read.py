@@ -214,7 +214,7 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
         told = huggingface.about(told) if "model_type" in dict(told) else {}
     except (ValueError, TypeError) as error:
         kind = lookalikes.anything(found) if isinstance(found, Mapping) else None
-        looks = f"{path} looks like {kind}, no DINOv2 backbone: " if kind else ""
+        looks = f"{path} looks like {kind}, not a DINOv2 backbone: " if kind else ""
         raise errors.InputError(f"{looks}{config} cannot be used: {error}") from error
     return found, told | {key: note[key] for key in TOLD if key in note}
 
@@ -225,8 +225,8 @@ def _shards(path: pathlib.Path) -> dict:
     index = next((index for index in indices if index.is_file()), None)
     if index is None:
         raise errors.InputError(
-            f"{path} holds no checkpoint of a run, no {' or '.join(FILES)}, and no "
-            f"index of either ({indices[0].name}). {sift.NEEDED}, or a run's workdir."
+            f"{path} holds no checkpoint of a run, no {', no '.join(FILES)} and no index "
+            f"of either. {sift.NEEDED}, or a run's workdir."
         )
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])

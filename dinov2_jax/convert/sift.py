@@ -36,15 +36,17 @@ WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_fsdp_wrapped_module)\.")
 
 ROLES = {
     "student": re.compile(r"(^|[._])student([._]|$)"),
-    "teacher": re.compile(r"(^|[._])(teacher|ema|momentum|averaged?|target)([._]|$)"),
+    "teacher": re.compile(
+        r"(^|[._])(teacher|ema|momentum|avg|averaged?|swa|target)([._]|$)"
+    ),
 }
 """Network -> how the place of its tensors is called."""
 
 BESIDE = re.compile(
     r"(\w*heads?(_\w+)?|fc|fc_norm|classifiers?\w*|linear\w*|neck|project(or|ion)|"
-    r"predictor|pooler|prototypes|criterion|loss|\w+_loss)(\.|$)"
+    r"predictor|pooler|prototypes|criterion|loss|\w+_loss|n_averaged)(\.|$)"
 )
-"""First part of the names of a task's head or a loss, which is no part of a backbone."""
+"""First part of the names of a task's head, a loss or a counter beside a backbone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,8 @@ def network(
     networks = [network for path, group in groups for network in _networks(path, group)]
     if not networks:
         raise errors.InputError(_unknown(found, groups))
+    # Beside a backbone of ours another model's encoder does not count.
+    networks = [n for n in networks if not lookalikes.model(n.tensors)] or networks
     chosen = _chosen(_under(networks, prefix), which, prefix is not None)
     others = [network for network in networks if network is not chosen]
     lines = [_left_out(chosen, others)]
@@ -130,7 +134,7 @@ def _chosen(fitting: list[Network], which: str, named: bool) -> Network:
     if len(asked) != 1:
         raise errors.InputError(
             f"It holds {len(fitting)} backbones, under the prefixes {_labels(fitting)}; "
-            "choose one by prefix= (--prefix)."
+            "choose one by prefix= (--prefix, init.prefix)."
         )
     return asked[0]
 
@@ -191,11 +195,16 @@ def _labels(networks: Iterable[Network]) -> str:
 
 def _left_out(chosen: Network, others: list[Network]) -> str:
     """A line on the tensors beside a backbone, of no other network; or nothing."""
-    used = [chosen.prefix or "\0", *(f"{chosen.parent}{head}." for head in HEADS)]
-    used += [n.parent or n.prefix for n in others if n.path == chosen.path]
-    used = tuple(start for start in used if start)
-    rest = [n for n in chosen.group if chosen.prefix and not n.startswith(used)]
-    rest += [chosen.prefix + n for n in chosen.tensors if BESIDE.match(n)]
+    rest, own = [], chosen.tensors
+    if chosen.prefix:
+        starts = [chosen.prefix, *(f"{chosen.parent}{head}." for head in HEADS)]
+        starts += [n.parent or n.prefix for n in others if n.path == chosen.path]
+        used = tuple(filter(None, starts))
+        rest = [name for name in chosen.group if not name.startswith(used)]
+    beside = {name for name in own if BESIDE.match(name)}
+    if "norm.weight" not in own:  # `_mended` reads it in its place
+        beside -= {"fc_norm.weight", "fc_norm.bias"}
+    rest += [chosen.prefix + name for name in own if name in beside]
     if not rest:
         return ""
     counts = collections.Counter(_module(name) for name in rest)
@@ -215,7 +224,7 @@ def _unknown(found: object, groups: list) -> str:
     keys = [str(key) for key in found] if isinstance(found, Mapping) else []
     kind = lookalikes.anything([*tensors, *keys, *(f"{key}." for key in keys)])
     if kind:
-        return f"It looks like {kind}, no DINOv2 backbone. {NEEDED}."
+        return f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
     if not tensors:
         return f"It looks like no weights: a {type(found).__name__}. {NEEDED}."
     return (
@@ -246,7 +255,9 @@ def official(network: Network, partial: bool = False) -> Sifted:
     kind = lookalikes.model(tensors)
     if kind:
         kind = lookalikes.model(network.group) or kind
-        raise errors.InputError(f"It looks like {kind}, no DINOv2 backbone. {NEEDED}.")
+        raise errors.InputError(
+            f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
+        )
     tensors, lines = _mended(tensors, network.tensors)
     heads = _heads(network) if network.prefix.endswith("backbone.") else {}
     if huggingface.recognises(tensors):

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import zoo
-from dinov2_jax.cli import convert, embed, workdir
+from dinov2_jax.cli import backbone_options, identity, workdir
 from dinov2_jax.convert import check, export, names, onnx, peers, read, stablehlo
 from dinov2_jax.models import vit
 
@@ -127,7 +127,7 @@ class Bridges:
     def pair(self, kind: str, params: dict) -> dict:
         """Write a format from parameters that were read, and compare its file."""
         program, found = kind in PROGRAMS, {}
-        key = (kind, embed.digest(params))
+        key = (kind, identity.digest(params))
         if key in self.seen:
             return self.seen[key]
         for sizes in [[size] for size in self.sizes] if program else [self.sizes]:
@@ -195,7 +195,7 @@ own (transformers without registers, timm) are compared with ours set to that wa
 def main() -> None:
     """Print the table."""
     chosen = arguments()
-    sizes = [convert.pixels(text) for text in chosen.sizes]
+    sizes = [backbone_options.pixels(text) for text in chosen.sizes]
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = []
     for name in chosen.models:

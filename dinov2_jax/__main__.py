@@ -1,11 +1,13 @@
 """The command line: `dinov2-jax COMMAND ...` or `python -m dinov2_jax COMMAND ...`."""
 
 import importlib
+import io
 import os
 import sys
 import traceback
 
 from dinov2_jax import __version__, errors
+from dinov2_jax.escaping import shown
 
 COMMANDS = {
     "train": "pretrain from a config; the same command again continues",
@@ -24,6 +26,10 @@ DEBUG, VARIABLE = "--debug", "DINOV2_JAX_DEBUG"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a test or a notebook puts there may have no such method.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = DEBUG in arguments or os.environ.get(VARIABLE, "") not in ("", "0")
     arguments = [text for text in arguments if text != DEBUG]
@@ -49,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         module = importlib.import_module(f"dinov2_jax.cli.{command}")
         return ended(module.main(rest))
     except errors.Error as error:
-        message = " ".join(str(error).split())
+        message = shown(" ".join(str(error).split()))
         if debug:
             traceback.print_exc()
         print(f"dinov2-jax {command}: {message}", file=sys.stderr)

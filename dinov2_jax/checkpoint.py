@@ -119,7 +119,9 @@ def accuracies(folder: pathlib.Path) -> dict[int, float]:
     known = {}
     for step in steps(folder):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            text = (folder / str(step) / "score" / "metadata").read_text()
+            text = (folder / str(step) / "score" / "metadata").read_text(
+                encoding="utf-8"
+            )
             known[step] = float(json.loads(text)["knn"])
     return known
 

@@ -36,6 +36,10 @@ def default() -> ConfigDict:
     c.data.threads = 2  # threads of a process, one batch each
     c.data.prefetch = 2  # batches kept ready by a process
     c.data.max_pixels = 89_478_485  # larger images are skipped undecoded
+    # Samples that become black and white, "LOW,HIGH", of images of more than 8 bits;
+    # auto: what the file declares. Float and signed samples need LOW,HIGH.
+    c.data.range = "auto"
+    c.data.damaged = "fill"  # JPEGs of corrupt data: fill (gray), or skip the record
     c.data.attempts = 3  # reads of a record before it counts as unreadable
     # Where the crops are cut: host, device, or "": devices other than CPUs. The
     # devices see an image of at most `canvas` pixels a side, larger ones shrunk.

@@ -189,7 +189,7 @@ def _receive(
             if have:
                 shown.say(f"{part.stem}: the server sends it whole; starting anew")
             file.truncate(0)
-            _note(part).write_text(json.dumps(now))
+            _note(part).write_text(json.dumps(now), encoding="utf-8")
         _store(answer, file, part, now["total"], shown)
     return now["total"] is not None
 
@@ -197,7 +197,7 @@ def _receive(
 def _read_note(part: pathlib.Path, url: str) -> dict:
     """What the server said when the part was begun; {} if nothing usable is known."""
     try:
-        known = json.loads(_note(part).read_text())
+        known = json.loads(_note(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     ours = isinstance(known, dict) and set(known) == NOTED and known["url"] == url

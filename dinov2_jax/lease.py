@@ -73,7 +73,9 @@ def _machine() -> str:
     """Equal for processes that see each other: of one boot, and of one container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(
+            pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+        )
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(part.strip() for part in parts)
 
@@ -92,7 +94,7 @@ def _began(process: int) -> str | None:
             return ""
         return ""
     try:
-        stat = pathlib.Path(f"/proc/{process}/stat").read_text()
+        stat = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
     state, *rest = stat.rpartition(")")[2].split()
@@ -135,7 +137,7 @@ def _alive(path: pathlib.Path, holder: dict) -> float:
     # By the clock of the disk, which is one for all machines.
     probe = path.with_name(f"{NAME}.{os.getpid()}.now")
     try:
-        probe.write_text("")
+        probe.write_text("", encoding="utf-8")
         age = _time(probe) - _time(path)
     finally:
         probe.unlink(missing_ok=True)
@@ -153,7 +155,7 @@ def _time(path: pathlib.Path) -> float:
 def _read(path: pathlib.Path) -> dict | None:
     """What a lease says; None where there is none, or no lease in the file."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -162,7 +164,7 @@ def _read(path: pathlib.Path) -> dict | None:
 def _write(path: pathlib.Path, own: dict) -> None:
     """The lease, whole or not at all."""
     part = path.with_name(f"{NAME}.{os.getpid()}.part")
-    part.write_text(json.dumps(own) + "\n")
+    part.write_text(json.dumps(own) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 

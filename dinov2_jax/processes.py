@@ -5,6 +5,7 @@ first meet over a plain socket at the same address, where each of these is an er
 names it.
 """
 
+import logging
 import os
 import re
 import socket
@@ -56,6 +57,9 @@ def start() -> str:
         jax.distributed.initialize()
     if jax.process_count() == 1:
         return ""
+    if jax.process_index():
+        # What is said of a source is the same on all processes.
+        logging.getLogger("dinov2_jax.data").setLevel(logging.ERROR)
     _watch.append(watchdog.begin(host, timeout))
     sys.excepthook = _unexpected
     means = "variables" if all(values) else "SLURM" if given else "the TPU slice"

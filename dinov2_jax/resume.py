@@ -98,17 +98,16 @@ def _content(path: pathlib.Path, shapes: Any) -> tuple[Any, dict]:
     By Orbax's handlers: its manager would wait at the end for processes whose read has
     failed.
     """
-    handler = ocp.PyTreeCheckpointHandler()
-    item = checkpoint.stored_as(shapes, handler.metadata(path / "state").tree)
+    reader = ocp.PyTreeCheckpointHandler()
+    item = checkpoint.stored_as(shapes, reader.metadata(path / "state").tree)
     args = ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
     )
-    state = handler.restore(path / "state", args=args)
-    state = checkpoint.without_clock(state, shapes)
+    state = reader.restore(path / "state", args=args)
     note = ocp.JsonCheckpointHandler().restore(
         path / "note", args=ocp.args.JsonRestore()
     )
-    return state, note
+    return checkpoint.without_clock(state, shapes), note
 
 
 def storage_fails(error: BaseException | None) -> bool:

@@ -4,7 +4,8 @@
     OUT/cls/00000.npy        [rows D], one file a kind and a shard
     OUT/index/00000.parquet  record, name, label, ok, shard, row; written last
 
-A shard whose index is there is whole.
+A shard whose index is there is whole. Files of one that is being written end in .part;
+its index holds the rows that are safe so far.
 """
 
 import contextlib
@@ -17,18 +18,23 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 
 
 def claim(folder: pathlib.Path, manifest: Mapping) -> None:
-    """Make the folder, or check that it was begun with the same manifest.
+    """Make the folder, or check that its rows were begun with the same manifest.
+
+    A folder without rows is anyone's: what stopped an earlier start before its first
+    row may be mended in the settings.
 
     Raises: ValueError that lists what differs.
     """
     path = folder / "manifest.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        before = json.loads(path.read_text())
+    names = [file.name for file in folder.glob("index/*")]
+    begun = any(name.endswith((".parquet", ".parquet.part")) for name in names)
+    if begun and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
         now = json.loads(json.dumps(manifest))
         keys = [k for k in before | now if before.get(k) != now.get(k)]
         keys = [k for k in keys if k != "versions"]
@@ -39,9 +45,8 @@ def claim(folder: pathlib.Path, manifest: Mapping) -> None:
                 "--out, or remove it first."
             )
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(part, path)
+    with writing.replacing(path, shared=True) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def missing(folder: pathlib.Path, first: int, last: int) -> list[tuple[int, int]]:
@@ -83,10 +88,10 @@ class Writer:
         count = len(about["record"])
         for kind, rows in features.items():
             if kind not in self.arrays:
-                path = _array(self.folder, kind, self.number)
+                path = _part(_array(self.folder, kind, self.number))
                 path.parent.mkdir(exist_ok=True)
                 self.arrays[kind] = _mapped(
-                    path.with_name(path.name + ".part"),
+                    path,
                     rows.dtype,
                     (self.rows, *rows.shape[1:]),
                 )
@@ -100,17 +105,33 @@ class Writer:
         self.columns.append(pyarrow.table(dict(about) | where))
         self.done += count
 
+    def resume(self, kinds: Sequence[str]) -> None:
+        """Take the rows that `begun` counted."""
+        path = _part(_index(self.folder, self.number))
+        self.columns = [_table(path)]
+        self.done = len(self.columns[0])
+        for kind in kinds:
+            path = _part(_array(self.folder, kind, self.number))
+            self.arrays[kind] = np.load(path, mmap_mode="r+")
+
+    def save(self) -> None:
+        """Keep the rows so far for a later `resume`."""
+        for rows in self.arrays.values():
+            rows.flush()
+        path = _part(_index(self.folder, self.number))
+        path.parent.mkdir(exist_ok=True)
+        # Opened here, for Arrow takes no path that is not UTF-8.
+        with writing.replacing(path) as part, part.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), file)
+
     def close(self) -> None:
         """Place the files; the index last, so that it stands for all of them."""
-        for kind, rows in self.arrays.items():
-            rows.flush()
+        self.save()
+        for kind in self.arrays:
             path = _array(self.folder, kind, self.number)
-            os.replace(path.with_name(path.name + ".part"), path)
+            os.replace(_part(path), path)
         path = _index(self.folder, self.number)
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
-        os.replace(part, path)
+        os.replace(_part(path), path)
 
 
 def _mapped(path: pathlib.Path, dtype: np.dtype, shape: tuple) -> np.memmap:
@@ -178,7 +199,7 @@ def open_features(
     """
     folder = pathlib.Path(folder).expanduser()
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise errors.InputError(
             f"{folder} holds no features ({error}); make them with dinov2-jax embed."
@@ -191,7 +212,7 @@ def open_features(
             "dinov2-jax embed again."
         )
     numbers = range(shards)
-    tables = [pyarrow.parquet.read_table(_index(folder, n)) for n in numbers]
+    tables = [_table(_index(folder, n)) for n in numbers]
     kinds = {
         kind: Rows([_array(folder, kind, n) for n in numbers])
         for kind in manifest["what"]
@@ -199,12 +220,51 @@ def open_features(
     return kinds, pyarrow.concat_tables(tables), manifest
 
 
-def clean(folder: pathlib.Path, first: int, last: int) -> None:
-    """Remove what a killed start left half-written in these shards."""
+def _table(path: pathlib.Path) -> pyarrow.Table:
+    """What a Parquet file holds."""
+    with path.open("rb") as file:
+        return pyarrow.parquet.read_table(file)
+
+
+def begun(
+    folder: pathlib.Path, manifest: Mapping, first: int, last: int
+) -> dict[int, int]:
+    """Rows of each of these shards that a stopped start left; removes what is of no use.
+
+    Args:
+        folder: of `claim`.
+        manifest: its records, shard_size and what.
+        first, last: shards first..last-1, which nobody else writes.
+    Returns: number of a shard -> its rows, for `Writer.resume`.
+    """
+    rows = {}
+    for path in sorted((folder / "index").glob("*.parquet.part")):
+        number = int(path.name.partition(".")[0])
+        if first <= number < last and not _index(folder, number).exists():
+            count = _rows_begun(folder, manifest, number)
+            rows |= {number: count} if count else {}
     for path in folder.glob("*/*.part"):
         with contextlib.suppress(ValueError):
-            if first <= int(path.name.partition(".")[0]) < last:
+            number = int(path.name.partition(".")[0])
+            whole = path.name.endswith((".npy.part", ".parquet.part"))
+            if first <= number < last and not (whole and number in rows):
                 path.unlink()
+    return rows
+
+
+def _rows_begun(folder: pathlib.Path, manifest: Mapping, number: int) -> int:
+    """Rows of an unfinished shard; 0 if its files do not fit together."""
+    size = manifest["shard_size"]
+    rows = min(size, manifest["records"] - number * size)
+    try:
+        count = len(_table(_part(_index(folder, number))))
+        for kind in manifest["what"]:
+            array = np.load(_part(_array(folder, kind, number)), mmap_mode="r")
+            if len(array) != rows:
+                return 0
+        return count if count < rows else 0
+    except (OSError, ValueError, EOFError, pyarrow.ArrowException):
+        return 0
 
 
 def _array(folder: pathlib.Path, kind: str, number: int) -> pathlib.Path:
@@ -215,3 +275,8 @@ def _array(folder: pathlib.Path, kind: str, number: int) -> pathlib.Path:
 def _index(folder: pathlib.Path, number: int) -> pathlib.Path:
     """Index of a shard."""
     return folder / "index" / f"{number:05}.parquet"
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+    """The name of a file while it is written."""
+    return path.with_name(path.name + ".part")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import download, errors, released, runs
+from dinov2_jax import download, errors, headfile, released, runs
 from dinov2_jax.convert import adapt, infer, names, probes, read, tables
 from dinov2_jax.models import vit
 
@@ -22,31 +22,38 @@ RELEASED, HEADS = released.RELEASED, released.HEADS
 
 
 def load_head(
-    source: str | os.PathLike, max_depth: float | None = None
+    source: str | os.PathLike,
+    max_depth: float | None = None,
+    min_depth: float | None = None,
 ) -> tuple[nn.Module, dict]:
-    """A released head, for `module.apply(variables, ...)`.
+    """A released or trained head, for `module.apply(variables, ...)`.
 
     Args:
         source: a name of HEADS, whose file is downloaded once, or the path of a .pth or
             .safetensors file, told apart by what it holds.
-        max_depth: metres of the last bin of a linear depth head; None for 80 if the name
-            says KITTI, else 10.
+        max_depth, min_depth: metres of the last and the first bin of a linear depth
+            head. None takes what its file tells, or the name of its release; for files
+            that tell nothing, it is guessed by the name, and said.
     Returns: module and variables, see `convert.probes.read_head`. A backbone beside the
         head, as in a whole depther's checkpoint, is left with a line on standard error.
-    Raises: ValueError if it is no such name or file, the head is not whole, or holds
-        NaN or infinity.
+    Raises: ValueError if it is no such name or file, the head is not whole or holds NaN
+        or infinity, or its file tells another range.
     """
-    path = pathlib.Path(source).expanduser()
-    if str(source) in HEADS:
-        path = download.fetch(HEADS[str(source)])
-    elif not path.is_file():
-        near = difflib.get_close_matches(str(source), HEADS, 1, 0.6)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise errors.InputError(f"{source} is no file and no released head{hint}")
-    with errors.at(path):
-        tensors, _ = read.tensors(path)
-    if max_depth is None:
-        max_depth = 80.0 if "kitti" in path.name else 10.0
+    path, tensors, note = headfile.read(source)
+    ends = {"max_depth": max_depth, "min_depth": min_depth}
+    for key, metres in ends.items():
+        told = note.get(key)
+        if metres is not None and told is not None and metres != told:
+            raise errors.InputError(
+                f"{path} is a head of {key}={told:g} m, not {metres:g} m; leave {key} "
+                "out, or set what it was trained with."
+            )
+        ends[key] = told if metres is None else metres
+    guessed = ends["max_depth"] is None
+    if guessed:
+        near = [m for data, m in headfile.RANGES.items() if data in path.name.lower()]
+        ends["max_depth"] = near[0] if len(near) == 1 else headfile.RANGES["nyu"]
+    ends["min_depth"] = 1e-3 if ends["min_depth"] is None else ends["min_depth"]
     try:
         _, beside = probes.parted(tensors)
         if beside:
@@ -55,9 +62,18 @@ def load_head(
                 f"({tables.some(beside, 2)})",
                 file=sys.stderr,
             )
-        return probes.read_head(tensors, max_depth)
+        head, variables = probes.read_head(
+            tensors, **ends, upsample=note.get("upsample", 4)
+        )
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
+    if guessed and hasattr(head, "max_depth"):
+        print(
+            f"{path} does not tell the range of its depths: {ends['max_depth']:g} m is a "
+            "guess; give max_depth",
+            file=sys.stderr,
+        )
+    return head, variables
 
 
 def module(about: Mapping, **overrides) -> vit.ViT:
@@ -120,11 +136,11 @@ def read_any(
     with errors.at(path):
         if run is None:
             return read.read_weights(path, which, **told)
-        if prefix is not None:
-            raise errors.InputError(
-                f"prefix={prefix!r} is for files; a run has which= teacher or student."
-            )
-        return _of_run(run, which, heads)
+    if prefix is not None:
+        raise errors.InputError(
+            f"prefix={prefix!r} is for files; a run has which= teacher or student."
+        )
+    return _of_run(run, which, heads)
 
 
 def tell(found: read.Weights, source: object, guess: bool = True) -> None:
@@ -148,7 +164,7 @@ def _of_run(run: runs.Place, which: str, asked: int | None) -> read.Weights:
     folder = run.folder
     config = folder / "config.json"
     try:
-        model = json.loads(config.read_text())["model"]
+        model = json.loads(config.read_text(encoding="utf-8"))["model"]
         size = vit.variant(model["variant"])
         told = {
             "heads": model["heads"] or size["heads"],

@@ -215,6 +215,7 @@ def test_a_norm_behind_the_mean_is_read_as_the_final_norm(tmp_path):
     found = read.read_weights(arrays.write_torch(tmp_path / "a.pth", state))
     assert check.same(found.backbone["norm.weight"], state["fc_norm.weight"])
     assert any("fc_norm" in line and "each token" in line for line in found.lines)
+    assert "left out 2 tensors beside the backbone: head.* (2)" in found.lines
 
 
 def test_a_table_that_is_not_square_needs_its_rows_and_columns_told(tmp_path):

@@ -180,6 +180,13 @@ def test_a_limited_half_precision_set_is_spread_over_the_source(
         ({"shard_size": 20}, "20 images is no multiple of a batch of 8; choose 16"),
         ({"crop": 30}, "crop=30 is no multiple of the patch size 8"),
         ({"limit": 0}, "limit=0"),
+        ({"crop": 40}, "crop=40 is larger than .* resize=36"),
+        ({"resize": 0}, "resize=0; expected 1 to"),
+        ({"threads": 0}, "threads=0; expected 1 to"),
+        ({"workers": -1}, "workers=-1; expected 0 to"),
+        ({"max_pixels": 0}, "max_pixels=0; expected 1 to"),
+        ({"dtype": "float8"}, "dtype=float8; expected one of float32, float16"),
+        ({"compute": "half"}, "compute=half; expected one of float32, bfloat16"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import __main__ as command
-from dinov2_jax.cli import embed, evaluate, evaluate_linear, frozen, results, suites
+from dinov2_jax import errors
+from dinov2_jax.cli import (
+    evaluate,
+    evaluate_linear,
+    frozen,
+    results,
+    storing,
+    suites,
+)
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
 from dinov2_jax.evals import linear, metrics
@@ -137,7 +145,7 @@ def test_features_are_kept_and_serve_every_task(ask, rows, cache, monkeypatch):
     def never(*_):
         raise AssertionError("features were made again")
 
-    monkeypatch.setattr(embed, "write", never)
+    monkeypatch.setattr(storing, "write", never)
     assert ask("knn", "--set=neighbors=3")[0] == 0
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.npy")} == before
 
@@ -179,7 +187,7 @@ def test_a_stopped_training_goes_on_to_the_same_heads(ask, tmp_path, monkeypatch
     def stops(*arguments):
         left[0] -= 1
         if left[0] < 0:
-            raise ValueError("stopped by the test")
+            raise errors.InputError("stopped by the test")
         return update(*arguments)
 
     monkeypatch.setattr(linear, "update", stops)
@@ -344,16 +352,18 @@ def test_corruptions_are_told_by_their_mean_error(weights, tmp_path):
 
     def features(spec):
         labels, about = np.array([0, 1, 1, 1]), {"spec": spec}
-        return frozen.Set(np.zeros((4, 3)), labels, np.arange(4), [], source, about)
+        names = list("abcd")
+        return frozen.Set(np.zeros((4, 3)), labels, np.arange(4), names, source, about)
 
     def head(rows, among=None):
         assert among is None or among.tolist() == [0, 1]
-        return np.zeros(len(rows), int)
+        return np.zeros((len(rows), 2))
 
-    found, about = evaluate_linear.on_tests(job, tests, classes, features, head)
+    found, about, images = evaluate_linear.on_tests(job, tests, classes, features, head)
     assert found["v2/top1"] == 0.25 and found["c/fog_error"] == 0.75
     want = np.mean([0.75 / error for error in metrics.ALEXNET.values()])
     assert found["c/mce"] == pytest.approx(want) and len(about) == 76
+    assert images[0]["correct"].tolist() == [True, False, False, False]
 
 
 def test_revisited_ground_truth_is_followed(weights, digits, tmp_path):
@@ -441,14 +451,14 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     ask, digits, weights, tmp_path, capsys
 ):
     other = tmp_path / "other"
-    for name in ("digit0", "digit1"):
+    for name in ("digit0", "cat"):
         (other / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(other / name / "a.png")
     plain = tmp_path / "plain"
     plain.mkdir()
     Image.new("RGB", (32, 32)).save(plain / "a.png")
     cases = [
-        (("knn", f"--val=folder:{other}"), "only in train digit2, digit3, digit4"),
+        (("knn", f"--val=folder:{other}"), "1 are not among the 10 of train: cat"),
         (("knn", f"--val=folder:{plain}"), "has no classes"),
         (("knn", "--set=crop=30"), "no multiple of the patch size 8"),
         (
@@ -456,13 +466,16 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
             "no setting neighbours; did you mean neighbors",
         ),
         (("knn", "--set=temp=warm"), "temp=warm is no float"),
-        (("knn", "--set=neighbors=0"), "all at least 1"),
+        (("knn", "--set=neighbors=0"), "neighbors=(0,); expected 1 to 2^31 - 1, each"),
         (("knn", "--test=v2=folder:x"), "takes no --test"),
         (("knn", "--name=dinov2_vits14"), "architecture"),
         (("linear", "--set=blocks=1,9"), "these weights have 4"),
         (("linear", f"--test=x=folder:{plain}", "--labels=y=z"), "names no --test"),
         (("linear", "--test=x"), "is not NAME=VALUE"),
-        (("retrieval", "--set=protocol=mine"), "choose one of labels, gap, revisited"),
+        (
+            ("retrieval", "--set=protocol=mine"),
+            "expected one of labels, gap, revisited",
+        ),
         (("retrieval", "--set=protocol=revisited"), "needs --set truth=FILE"),
     ]
     for given, message in cases:

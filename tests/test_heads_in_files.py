@@ -49,7 +49,8 @@ def test_a_head_is_read_out_of_a_whole_models_checkpoint(
 ):
     plain = head(layer)
     alone = zoo.load_head(arrays.write_torch(tmp_path / "head.pth", plain))
-    assert isinstance(alone[0], KINDS[layer][1]) and not capsys.readouterr().err
+    assert isinstance(alone[0], KINDS[layer][1])
+    assert "beside" not in capsys.readouterr().err
     whole = {prefix + name: value for name, value in (plain | beside()).items()}
     content = whole if key is None else {"meta": {"epoch": 3}, key: whole}
     module, variables = zoo.load_head(arrays.write_torch(tmp_path / "a.pth", content))
@@ -57,6 +58,17 @@ def test_a_head_is_read_out_of_a_whole_models_checkpoint(
     assert "took the head, and left 3 tensors beside it (backbone." in (
         capsys.readouterr().err
     )
+
+
+def test_the_average_of_a_heads_weights_is_taken_and_that_is_told(tmp_path, capsys):
+    plain = head("linear_head")
+    average = {name: value + 1 for name, value in plain.items()}
+    both = {"state_dict": plain, "state_dict_ema": average}
+    _, found = zoo.load_head(arrays.write_torch(tmp_path / "a.pth", both))
+    _, alone = zoo.load_head(arrays.write_torch(tmp_path / "b.pth", average))
+    assert equal(found, alone)
+    said = capsys.readouterr().err
+    assert "left 2 tensors beside it (state_dict.linear_head.bias, " in said
 
 
 def test_tensors_of_another_part_are_not_left_in_silence(tmp_path):

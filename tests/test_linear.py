@@ -113,16 +113,6 @@ def test_a_head_chooses_among_the_classes_of_a_test_set():
     assert (got == (logits[:, 1] > logits[:, 3])).all()
 
 
-def test_class_lists_of_test_sets_are_mapped_to_those_of_training():
-    train = ("n01", "n02", "n03")
-    assert linear.class_numbers(train, ("n03", "n01")).tolist() == [2, 0]
-    assert linear.class_numbers(train, ("0", "1", "2")).tolist() == [0, 1, 2]
-    assert linear.class_numbers(("0", "00"), ("00",)).tolist() == [1]
-    for test in (("n01", "cat"), ("0", "3")):
-        with pytest.raises(ValueError, match="none of training"):
-            linear.class_numbers(train, test)
-
-
 def test_the_confusion_matrix_counts_every_image_once():
     labels, guess = np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0])
     matrix = metrics.confusion(labels, guess, 3)

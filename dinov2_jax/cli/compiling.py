@@ -34,12 +34,12 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def main(request: str, result: str) -> None:
     """Read what is wanted, write what was found."""
-    wanted = json.loads(pathlib.Path(request).read_text())
+    wanted = json.loads(pathlib.Path(request).read_text(encoding="utf-8"))
     try:
         found = planned(**wanted)
     except errors.Error as error:
         found = {"error": " ".join(str(error).split())}
-    pathlib.Path(result).write_text(json.dumps(found))
+    pathlib.Path(result).write_text(json.dumps(found), encoding="utf-8")
 
 
 def planned(

@@ -1,10 +1,9 @@
 """What the evaluations of pixels share: settings, features, a head's training."""
 
 import contextlib
-import json
 import pathlib
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax import checkpoint, errors, resume, sharding, tree, zoo
+from dinov2_jax import checkpoint, errors, resume, sharding
+from dinov2_jax.cli import frozen, predictions, setting, training
 from dinov2_jax.cli.results import Job
-from dinov2_jax.convert import export
-from dinov2_jax.convert import probes as convert
+from dinov2_jax.cli.setting import Range, Setting
 from dinov2_jax.data import dense, dense_batches
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.evals import probe
@@ -25,6 +24,8 @@ from dinov2_jax.train import progress
 
 FREE = (
     "head",
+    "check_limit",
+    "absent_classes",
     "test_batch",
     "threads",
     "save_every",
@@ -38,22 +39,41 @@ FREE = (
 )
 """Settings that the training of a head does not depend on."""
 
-TRAINING = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "warmup_start": 1e-3,  # share of the learning rate at step 0
-    "batch_size": 16,
-    "head": "",  # a released or trained head; it is not trained then
-    "compute": "float32",  # of the backbone, or bfloat16
-    "seed": 0,
-    "test_batch": 16,  # windows or images at once
-    "threads": 2,  # that read and cut images
-    "save_every": 2000,  # steps between two checkpoints of the head
-    "log_every": 50,
-    "limit": 0,  # images of the validation set, evenly spread; 0 for all
-    "pictures": 8,
-}
+BELOW_1 = Range("0 or more and below 1", lambda x: 0 <= x < 1)
+TRAINING = setting.Table(
+    lr=Setting(1e-3, "peak of the learning rate", setting.POSITIVE),
+    betas=Setting((0.9, 0.999), "of AdamW: memory of slopes and squares", BELOW_1),
+    warmup_start=Setting(1e-3, "share of the learning rate at step 0", setting.SHARE),
+    batch_size=Setting(16, "images of a step, over all devices", setting.COUNT),
+    head=Setting("", "released or trained head; none is trained then", setting.TEXT),
+    compute=Setting(
+        "float32", "number format of the backbone", setting.choice(*frozen.COMPUTE)
+    ),
+    seed=Setting(0, "seed of the head, the crops and their order", setting.WHOLE),
+    test_batch=Setting(16, "windows or images judged at once", setting.COUNT),
+    threads=Setting(2, "threads that read and cut images", setting.COUNT),
+    save_every=Setting(2000, "steps between two checkpoints", setting.COUNT),
+    log_every=Setting(50, "steps between two lines", setting.COUNT),
+    limit=Setting(0, "images of val, evenly spread; 0 for all", setting.WHOLE),
+    pictures=Setting(8, "predictions on the page", setting.WHOLE),
+)
 """Settings of both, with their defaults."""
+
+
+def require_lengths(s: types.SimpleNamespace, **lengths: int) -> None:
+    """Raises ValueError unless settings have so many numbers."""
+    for key, length in lengths.items():
+        value = getattr(s, key)
+        if len(value) != length:
+            raise errors.InputError(f"{key}={value}; expected {length} numbers.")
+
+
+def require_rising(s: types.SimpleNamespace, *keys: str) -> None:
+    """Raises ValueError unless settings are (least, most)."""
+    for key in keys:
+        value = getattr(s, key)
+        if len(value) != 2 or value[0] > value[1]:
+            raise errors.InputError(f"{key}={value}; expected (least, most).")
 
 
 def features(
@@ -64,8 +84,6 @@ def features(
     Images are padded with the mean colour on all sides to a multiple of the patch, as
     the reference's CenterPadding does; heads stretch their output over the image.
     """
-    if compute not in ("float32", "bfloat16"):
-        raise errors.InputError(f"{compute=} must be float32 or bfloat16.")
     backbone = backbone.clone(dtype=jnp.dtype(compute))
 
     def apply(params: Any, images: jax.Array) -> list[probes.Layer]:
@@ -96,7 +114,7 @@ def put(images: np.ndarray, count: int, mesh: Mesh) -> jax.Array:
 
 def test_batch(asked: int, mesh: Mesh) -> int:
     """The number of images at once: what is asked for, a multiple of the devices."""
-    return -(-max(asked, 1) // mesh.size) * mesh.size
+    return -(-asked // mesh.size) * mesh.size
 
 
 def added(numbers: np.ndarray) -> np.ndarray:
@@ -132,21 +150,19 @@ def trained(
     Raises: ValueError if the folder holds the training of other settings.
     """
     s, mesh = job.settings, sharding.make_mesh()
-    _check_batch(s, mesh)
-    frozen = everywhere(job.backbone.params, mesh)
+    backbone = everywhere(job.backbone.params, mesh)
     shape = jax.ShapeDtypeStruct((1, *crop, 3), np.uint8)
-    layers = jax.eval_shape(apply, frozen, shape)
+    layers = jax.eval_shape(apply, backbone, shape)
     state = probe.start(head, layers, optimizer, jax.random.key(s.seed))
     state = everywhere(state, mesh)
     where = jax.tree.map(lambda x: x.sharding, state)
     update = probe.updates(head, apply, loss, optimizer, *options, placed=where)
-    told = {k: v for k, v in vars(s).items() if k not in FREE}
-    told |= {"train": job.train, "weights": job.backbone.sha256}
-    told = json.loads(json.dumps(told))
+    # No step of the training looks at the validation set.
+    folder = training.claim(job.out, training.making(job, FREE, ("train",)))
     with contextlib.closing(
-        checkpoint.manager(job.out / "training", keep=1, keep_best=False)
+        checkpoint.manager(folder, keep=1, keep_best=False)
     ) as checkpoints:
-        state, history = _restored(checkpoints, state, told)
+        state, history = _restored(checkpoints, state)
         shown = _progress(int(state.step), s.steps, "step")
 
         def tell(step: int, mean: float) -> None:
@@ -158,24 +174,39 @@ def trained(
             with contextlib.closing(_batches(source, views, s, begin, stop)) as made:
                 placed = (sharding.put(batch, mesh) for batch in made)
                 state, losses = probe.fit(
-                    update, state, frozen, placed, tell, s.log_every
+                    update, state, backbone, placed, tell, s.log_every
                 )
             history += losses
-            checkpoint.save(checkpoints, stop, state, told | {"losses": history})
+            checkpoint.save(checkpoints, stop, state, {"losses": history})
         checkpoints.wait_until_finished()
     return {"params": state.params, **state.stats}, history
 
 
+def inputs(job: Job, opened: Callable[[str], Any]) -> dict[str, Any]:
+    """What a task of pixels reads: the pairs, and the head instead of a training set.
+
+    Args:
+        job: of the task.
+        opened: the pairs of a spec.
+    Raises: ValueError, before anything is opened, if the devices cannot share a batch.
+    """
+    if not job.settings.head:
+        _check_batch(job.settings, sharding.make_mesh())
+    require_lengths(job.settings, betas=2)
+    found = {"val": opened(job.val)}
+    if not job.settings.head:
+        return {"train": opened(job.train)} | found
+    head = pathlib.Path(job.settings.head)
+    return found | ({"head": head} if head.expanduser().is_file() else {})
+
+
 def _check_batch(s: types.SimpleNamespace, mesh: Mesh) -> None:
-    """Raises ValueError if a batch or a number of steps cannot be."""
-    if s.batch_size < 1 or s.batch_size % mesh.size:
+    """Raises ValueError if the devices cannot share a batch."""
+    if s.batch_size % mesh.size:
         raise errors.InputError(
             f"batch_size={s.batch_size} does not divide over {mesh.size} devices; "
             "choose a multiple of their number."
         )
-    for key in ("steps", "save_every", "log_every", "threads"):
-        if getattr(s, key) < 1:
-            raise errors.InputError(f"{key}={getattr(s, key)}; give 1 or more.")
 
 
 def _batches(source, views, s, begin: int, stop: int) -> Iterator:
@@ -193,7 +224,7 @@ def _batches(source, views, s, begin: int, stop: int) -> Iterator:
     )
 
 
-def _restored(checkpoints: Any, state: probe.State, told: dict):
+def _restored(checkpoints: Any, state: probe.State) -> tuple[probe.State, list]:
     """The state of the last checkpoint with its losses, or the one given with none."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -202,14 +233,29 @@ def _restored(checkpoints: Any, state: probe.State, told: dict):
     if found is None:
         return state, []
     _, kept, note = found
-    losses = [tuple(pair) for pair in note.pop("losses")]
-    wrong = [key for key in sorted(told | note) if told.get(key) != note.get(key)]
-    if wrong:
-        raise errors.InputError(
-            f"{checkpoints.directory} holds a head of another training; different are "
-            f"{', '.join(wrong)}. Choose another folder, or remove it."
-        )
-    return kept, losses
+    return kept, [tuple(pair) for pair in note["losses"]]
+
+
+def splits(job: Job, train: dense.Pairs | None, val: dense.Pairs, **more) -> dict:
+    """What results tell of the sets; `more` is of val."""
+    images = min(len(val), job.settings.limit or len(val))
+    found = {"val": {"spec": job.val, "images": images, **more}}
+    if train is None:
+        return found
+    return {"train": {"spec": job.train, "images": len(train)}} | found
+
+
+def of_images(val: dense.Pairs, records: Sequence[int], scores: Sequence[dict]) -> dict:
+    """What becomes of each image, see `predictions.of`.
+
+    Args:
+        val: the set.
+        records: numbers in it.
+        scores: of each, by the same names.
+    """
+    columns = {key: [one[key] for one in scores] for key in scores[0]}
+    names = [val.name(number) for number in records]
+    return predictions.of("val", names, np.array(records), columns)
 
 
 def mine(source: dense.Pairs, s: types.SimpleNamespace) -> Iterator:
@@ -234,24 +280,3 @@ def _progress(first: int, last: int, unit: str) -> progress.Progress:
     """Shown by the first process alone."""
     out = progress.NOWHERE if jax.process_index() else None
     return progress.Progress(first, last, out, unit)
-
-
-def given_head(source: str, kind: type):
-    """A released or trained head of a kind, instead of one that is trained here."""
-    head, variables = zoo.load_head(source)
-    if type(head) is not kind:
-        raise errors.InputError(
-            f"head={source} is a {type(head).__name__}; this needs a {kind.__name__}."
-        )
-    return head, variables
-
-
-def save_head(path: pathlib.Path, kind: str, variables: Mapping) -> None:
-    """A head with official names, which `load_head` and PyTorch's modules read."""
-    variables = jax.device_get(variables)
-    leaves = dict(zip(tree.names(variables), jax.tree.leaves(variables)))
-    tensors = {
-        name: leaves[leaf].transpose(np.argsort(axes))
-        for name, (leaf, axes) in convert.TABLES[kind].items()
-    }
-    export.write_safetensors(path, tensors, {"head": kind})

@@ -18,8 +18,9 @@ from dinov2_jax.models import probes
 
 def judged(
     job: Job, head: Any, apply: Callable, variables: Any, val: dense.Pairs
-) -> tuple[dict[str, float], list[tuple]]:
-    """The mean errors over a set, and some images with truth and prediction.
+) -> tuple[dict[str, float], list[tuple], dict]:
+    """The mean errors over a set, some images with truth and prediction, and the errors
+    of each image, NaN where none of its pixels counts.
 
     Every process judges a part of the set on its own devices.
     """
@@ -40,13 +41,14 @@ def judged(
             return made
         return (made + once(weights, images[:, :, ::-1])[:, :, ::-1]) / 2
 
-    found, shown = [], []
+    found, shown, records = [], [], []
     with contextlib.closing(shared.mine(val, s)) as pairs:
         meter = shared.meter(val, s)
         for group in alike(pairs, size):
-            images = np.stack([pair.image for pair in group])
+            images = np.stack([pair.image for _, pair in group])
             made = np.asarray(forward(weights, shared.put(images, size, mesh)))
-            for pair, one in zip(group, made):
+            for (number, pair), one in zip(group, made):
+                records.append(number)
                 found.append(
                     depth.metrics(
                         one,
@@ -59,13 +61,15 @@ def judged(
                 if len(shown) < s.pictures:
                     shown.append((*pair, one))
             meter.show(len(found), "judged")
-    return _mean(found), shown
+    unknown = dict.fromkeys(depth.METRICS, float("nan"))
+    images = shared.of_images(val, records, [one or unknown for one in found])
+    return _mean(found), shown, images
 
 
 def _mean(found: list[dict[str, float]]) -> dict[str, float]:
     """The mean over the images of all processes that have a known pixel."""
     rows = [list(one.values()) for one in found if one]
-    names = list(depth.metrics(np.ones((1, 1)), np.ones((1, 1))))
+    names = depth.METRICS
     count = shared.added(np.array([len(rows)]))[0]
     if not count:
         raise errors.InputError(
@@ -78,13 +82,14 @@ def _mean(found: list[dict[str, float]]) -> dict[str, float]:
 
 def alike(
     pairs: Iterator[tuple[int, dense.Pair]], most: int
-) -> Iterator[list[dense.Pair]]:
+) -> Iterator[list[tuple[int, dense.Pair]]]:
     """Pairs that follow each other and have one size, at most so many at once."""
     group = []
-    for _, pair in pairs:
-        if group and (len(group) == most or pair.image.shape != group[0].image.shape):
+    for number, pair in pairs:
+        shape = pair.image.shape
+        if group and (len(group) == most or shape != group[0][1].image.shape):
             yield group
             group = []
-        group.append(pair)
+        group.append((number, pair))
     if group:
         yield group

@@ -3,18 +3,16 @@
 dinov2-jax embed --weights=dinov2_vits14 --data=folder:/path/to/images --out=features
 dinov2-jax embed --weights=runs/demo --data=demo:val --out=features --what=cls,patches
 
-The same command again goes on with the shards that are missing. Read the folder with
+Re-run the same command to resume, within a shard too. Read the folder with
 dinov2_jax.open_features(OUT).
 """
 
 import argparse
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +20,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, features, lease, processes, sharding, shards, zoo
-from dinov2_jax.cli import backbone_options, workdir
-from dinov2_jax.data import decode, pipeline, sources
+from dinov2_jax.cli import (
+    backbone_options,
+    decoding,
+    depths,
+    embed_checks,
+    identity,
+    storing,
+    workdir,
+)
+from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
-from dinov2_jax.data.record import Record, Source
+from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 from dinov2_jax.train import progress
-
-KINDS = ("cls", "registers", "mean_patch", "patches")
-DTYPES = ("float32", "float16")
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -49,7 +52,11 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--name", help="official name that the weights must fit")
     add("--data", required=True, help="source, as config.data.train")
     add("--out", required=True, type=pathlib.Path, help="folder of the features")
-    add("--what", default="cls,mean_patch", help=f"some of {','.join(KINDS)}")
+    add(
+        "--what",
+        default="cls,mean_patch",
+        help=f"some of {','.join(embed_checks.KINDS)}",
+    )
     backbone_options.add(parser)
     add(
         "--image-size",
@@ -60,12 +67,17 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--crop", type=int, default=224, help="side of the central crop, pixels")
     add("--batch-size", type=int, default=64, help="images at once, of a process")
     add("--shard-size", type=int, default=4096, help="images of a shard")
-    add("--dtype", default="float32", choices=DTYPES, help="of the stored features")
-    add("--compute", default="float32", choices=("float32", "bfloat16"))
+    add(
+        "--dtype",
+        default="float32",
+        choices=embed_checks.DTYPES,
+        help="of the stored features",
+    )
+    add("--compute", default="float32", choices=embed_checks.COMPUTE)
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
-    add("--max-pixels", type=int, default=decode.MAX_PIXELS)
+    decoding.add_arguments(parser)
     return parser.parse_args(given)
 
 
@@ -78,33 +90,6 @@ def main(given: list[str]) -> int:
     options["what"] = tuple(options["what"].split(","))
     embed(options.pop("weights"), options.pop("data"), options.pop("out"), **options)
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Records first..last-1 of `count` that are spread evenly over a source."""
-
-    source: Source
-    count: int
-    first: int
-    last: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def number(self, index: int) -> int:
-        """The record's number in the source."""
-        return (self.first + index) * len(self.source) // self.count
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[self.number(index)]
-
-    def name(self, index: int) -> str:
-        return self.source.name(self.number(index))
 
 
 def embed(
@@ -129,6 +114,8 @@ def embed(
     workers: int = 0,
     threads: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
+    range: str = "auto",
+    damaged: str = "fill",
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """Features of every image of a source, on disk; what is there is not made again.
 
@@ -148,15 +135,33 @@ def embed(
         compute: float32 or bfloat16.
         limit: at most so many images, spread over the source.
         workers, threads, max_pixels: of decoding.
+        range: of images of more than 8 bits, "LOW,HIGH": the samples that become black
+            and white; auto takes what the file declares.
+        damaged: what is done with JPEGs of corrupt data: fill (gray) or skip.
     Returns: as `open_features`, once all processes are done.
     Raises: ValueError, before any work, if settings do not fit together or the folder
         holds features of another making.
     """
     out = pathlib.Path(out).expanduser()
     mesh = sharding.make_mesh(1, jax.local_devices())
-    _check_sizes(what, batch_size, shard_size, mesh.size, limit)
+    embed_checks.sizes(
+        what,
+        batch_size,
+        shard_size,
+        mesh.size,
+        limit,
+        resize=resize,
+        crop=crop,
+        dtype=dtype,
+        compute=compute,
+        workers=workers,
+        threads=threads,
+        max_pixels=max_pixels,
+    )
     source = sources.open_source(data)
-    pipeline.require_decodable(source, max_pixels=max_pixels)
+    told = rules.of(range, damaged)
+    pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
+    depths.tell(data, source, max_pixels, told)
     backbone, params = zoo.load_backbone(
         name,
         weights,
@@ -166,13 +171,15 @@ def embed(
         partial=partial,
         image_size=image_size,
     )
-    _check_model(backbone, what, crop)
+    embed_checks.model(backbone, what, crop)
     records = min(len(source), limit or len(source))
     manifest = {
         "weights": str(weights),
-        "weights_sha256": digest(params),
+        "weights_sha256": identity.digest(params),
+        "model": identity.architecture(backbone),
+        "code": workdir.code(),
         "data": data,
-        "data_sha256": fingerprint(source),
+        "data_sha256": fingerprint.of(source),
         "records": records,
         "shard_size": shard_size,
         "what": list(what),
@@ -180,6 +187,9 @@ def embed(
         "crop": crop,
         "dtype": dtype,
         "compute": compute,
+        "max_pixels": max_pixels,
+        "range": range,
+        "damaged": damaged,
         "versions": workdir.versions(),
     }
     apply = forward(backbone.clone(dtype=jnp.dtype(compute)), what, dtype)
@@ -193,6 +203,7 @@ def embed(
         workers=workers,
         threads=threads,
         max_pixels=max_pixels,
+        rules=told,
     )
 
 
@@ -207,6 +218,7 @@ def store(
     workers: int,
     threads: int,
     max_pixels: int,
+    rules: decode.Rules,
 ) -> tuple[dict[str, shards.Rows], object, dict]:
     """What a function makes of every image of a source, on disk; as `embed`.
 
@@ -218,7 +230,11 @@ def store(
             and crop.
         mesh: devices of this process alone.
         batch_size, workers, threads, max_pixels: as `embed`.
+        rules: as decode.decode.
     """
+    crop = manifest["crop"]
+    shape = jax.ShapeDtypeStruct((batch_size, crop, crop, 3), np.uint8)
+    jax.eval_shape(apply, shape)  # what does not fit is told before a file is written
     first = jax.process_index() == 0
     lock = lease.held(out, "--out") if first else contextlib.nullcontext()
     with errors.at(out, "--out"), lock:
@@ -233,50 +249,39 @@ def store(
             workers=workers,
             threads=threads,
             max_pixels=max_pixels,
+            rules=rules,
         )
 
 
-def _stored(apply, source, out, manifest, mesh, *, batch_size, **decoding):
+def _stored(apply, source, out, manifest, mesh, *, batch_size, **reading):
     """As `store`, in a folder that nobody else writes in."""
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
-    shown, done, left = _left(out, -(-records // shard_size))
-    for a, b in left:
-        part = Part(source, records, a * shard_size, min(b * shard_size, records))
+    progress, stretches = storing.left(out, manifest)
+    shown = storing.Shown(progress)
+    for stretch in stretches:
+        first = stretch.first * shard_size + stretch.rows
+        last = min(stretch.last * shard_size, records)
+        part = storing.Part(source, records, first, last)
         batches = pipeline.eval_batches(
             part,
             batch_size=batch_size,
             resize=manifest["resize"],
             crop=manifest["crop"],
-            **decoding,
+            **reading,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)
-            for written, text in write(out, part, made, a, shard_size):
-                shown.show(done + written, text)
-        done += b - a
+            for images, skipped in storing.write(out, part, made, stretch, manifest):
+                shown.show(images, skipped)
+        shown.rest(len(part))
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("embed")
     found = shards.open_features(out)
-    _tell_skipped(out, found[1], shown)
+    _tell_skipped(out, found[1], progress)
     return found
-
-
-def _left(
-    out: pathlib.Path, count: int
-) -> tuple[progress.Progress, int, list[tuple[int, int]]]:
-    """(progress, shards done, ranges to do) of this process's part of the shards."""
-    index, number = jax.process_index(), jax.process_count()
-    first, last = index * count // number, (index + 1) * count // number
-    shards.clean(out, first, last)
-    left = shards.missing(out, first, last)
-    done = last - first - sum(b - a for a, b in left)
-    shown = progress.Progress(done, last - first, unit="shard")
-    if done:
-        shown.say(f"{done} of {last - first} shards are there already")
-    return shown, done, left
 
 
 def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
@@ -296,96 +301,9 @@ def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
     return apply
 
 
-def write(
-    out: pathlib.Path, part: Part, made: Iterator, first: int, shard_size: int
-) -> Iterator[tuple[int, str]]:
-    """Write the shards of a part as its batches come.
-
-    Args:
-        out: the folder.
-        part: the records.
-        made: (batch, {kind: rows}) in the order of the records.
-        first: number of the part's first shard.
-        shard_size: images of a shard.
-    Returns: an iterator of (shards written, what to tell), one a shard.
-    """
-    shard, skipped, position, done = None, 0, 0, 0
-    for batch, found in made:
-        if shard is None:
-            rows = min(shard_size, len(part) - position)
-            shard = shards.Writer(out, first + done, rows)
-        count = min(len(batch.ids), len(part) - position)
-        ok = batch.ids[:count] >= 0
-        here = range(position, position + count)
-        about = {
-            "record": np.array([part.number(i) for i in here], np.int64),
-            "name": [part.name(i) for i in here],
-            "label": np.where(ok, batch.labels[:count], -1).astype(np.int32),
-            "ok": ok,
-        }
-        shard.add(found, about)
-        position, skipped = position + count, skipped + int((~ok).sum())
-        if shard.done == shard.rows:
-            shard.close()
-            shard, done = None, done + 1
-            yield done, f"{position} images, {skipped} skipped"
-
-
-def _check_sizes(
-    what: tuple[str, ...], batch: int, shard: int, devices: int, limit: int | None
-) -> None:
-    """Raises ValueError if what is asked for does not fit together."""
-    if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
-        raise errors.InputError(
-            f"what={','.join(what)}; choose some of {', '.join(KINDS)}."
-        )
-    if batch < 1 or batch % devices:
-        raise errors.InputError(
-            f"A batch of {batch} images does not divide over {devices} devices; choose "
-            "a multiple of their number."
-        )
-    if shard < batch or shard % batch:
-        raise errors.InputError(
-            f"A shard of {shard} images is no multiple of a batch of {batch}; choose "
-            f"{max(shard // batch, 1) * batch}."
-        )
-    if limit is not None and limit < 1:
-        raise errors.InputError(f"limit={limit}; give 1 or more, or leave it out.")
-
-
-def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
-    """Raises ValueError if the backbone cannot give what is asked for."""
-    if crop % backbone.patch_size:
-        raise errors.InputError(
-            f"crop={crop} is no multiple of the patch size {backbone.patch_size}."
-        )
-    if "registers" in what and not backbone.registers:
-        raise errors.InputError(
-            "These weights have no registers; leave them out of what."
-        )
-
-
 def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:
     """Name the images that could not be decoded in skipped.txt."""
     names = index.filter(np.logical_not(index["ok"].to_numpy()))["name"].to_pylist()
     if names and jax.process_index() == 0:
         workdir.write_text(out / "skipped.txt", "".join(f"{x}\n" for x in names))
         shown.say(f"{len(names)} images could not be decoded; see {out}/skipped.txt")
-
-
-def digest(params: dict) -> str:
-    """Equal for equal weights."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
-
-
-def fingerprint(source: Source, names: int = 256) -> str:
-    """Equal for sources of the same size, classes and names (some of them)."""
-    found = hashlib.sha256(repr((len(source), source.classes)).encode())
-    count = min(names, len(source))
-    for i in range(count):
-        name = source.name(i * len(source) // count)
-        found.update(os.path.basename(name).encode(errors="surrogateescape"))
-    return found.hexdigest()

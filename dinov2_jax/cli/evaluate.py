@@ -15,7 +15,6 @@ results.csv and report.html. `evaluate TASK --settings` lists the settings of a 
 """
 
 import argparse
-import ast
 import importlib
 import json
 import pathlib
@@ -34,9 +33,9 @@ from dinov2_jax.cli import (
     evaluation_table,
     frozen,
     results,
+    setting,
     suites,
 )
-from dinov2_jax.data import sources
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -49,13 +48,11 @@ TASKS = {
     "depth_kitti": "the same, as on KITTI",
     "video": "classes of clips by linear classifiers over some frames",
 }
-"""Task -> what it is; cli/evaluate_TASK.py has its SETTINGS and run(Job) -> Outcome."""
+"""Task -> what it is. cli/evaluate_TASK.py has its SETTINGS, inputs(Job), which opens
+what it reads, and run(Job) -> Outcome."""
 
 ALONE = ("retrieval",)
 """Tasks that may go without --train."""
-
-PLAIN = ("knn", "linear", "logreg", "retrieval")
-"""Tasks whose images are data sources and nothing else."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -83,7 +80,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--cache", type=pathlib.Path, help="folder of features; default OUT/features")
     add("--set", action="append", default=[], metavar="KEY=VALUE")
     add("--config", help="Python file of get_config(): settings; of all: the tasks")
-    add("--settings", action="store_true", help="list the settings of the task")
+    add("--settings", action="store_true", help="list a task's settings")
     return parser.parse_args(given)
 
 
@@ -97,8 +94,9 @@ def main(given: list[str]) -> int:
             f"{options.folders[0]} is no option; folders are for table."
         )
     if options.settings:
-        for key, value in vars(settings(options.task, {})).items():
-            print(f"{key}={value}")
+        if options.task == "all":
+            raise errors.InputError("all has no settings of its own; name a task.")
+        print(setting.listed(_defaults(options.task)))
         return 0
     for key in ("weights", "out"):
         if getattr(options, key) is None:
@@ -133,7 +131,7 @@ def run_one(options: argparse.Namespace) -> None:
         "tests": pairs(options.test, "--test"),
         "labels": pairs(options.labels, "--labels"),
     }
-    _check(entry)
+    _check(entry, wanted)
     backbone = _backbone(options)
     done(_job(options, backbone, entry, wanted, options.out))
 
@@ -145,21 +143,26 @@ def run_all(options: argparse.Namespace) -> None:
     common, entries = suites.tasks(options.config)
     common, jobs = common | pairs(options.set, "--set"), {}
     for name, entry in entries.items():
-        _check(entry)
+        _check_task(entry)
         own = entry.get("set", {})
         # What is told of all tasks goes to those that have such a setting.
         fits = {k: v for k, v in common.items() if k in _defaults(entry["task"])}
         jobs[name] = entry, settings(entry["task"], fits | own)
+        _check(*jobs[name])
     unused = [k for k in common if not any(hasattr(s, k) for _, s in jobs.values())]
     if unused:
         raise errors.InputError(
             f"No task of {options.config} has the setting {unused[0]}."
         )
-    _require_sources(entries)
     backbone = _backbone(options)
+    opened = _opened(
+        {
+            name: _job(options, backbone, entry, wanted, options.out / name)
+            for name, (entry, wanted) in jobs.items()
+        }
+    )
     found: dict[str, list[float]] = {}  # of a task, each set by its own metric
-    for name, (entry, wanted) in jobs.items():
-        job = _job(options, backbone, entry, wanted, options.out / name)
+    for job in opened.values():
         about = _there(job) or done(job)
         metric = about["metric"]
         found.setdefault(job.task, []).append(about["metrics"][metric])
@@ -177,7 +180,8 @@ def _backbone(options: argparse.Namespace) -> frozen.Backbone:
 
 def done(job: results.Job) -> dict:
     """Run a job, write its files, and say what came out; returns results.json."""
-    module = importlib.import_module(f"dinov2_jax.cli.evaluate_{job.task}")
+    module = _module(job.task)
+    job = job.opened(module.inputs)
     with (
         errors.at(job.out, "--out"),
         errors.at(job.cache, "--cache"),
@@ -187,52 +191,25 @@ def done(job: results.Job) -> dict:
         outcome = module.run(job)
         about = results.write(job, outcome, time.monotonic() - began)
     first = results.shown(about["metric"], about["metrics"][about["metric"]])
+    for note in outcome.notes:
+        print(f"{job.task}: {note}")
     print(f"{job.task}: {about['metric']} {first}; see {job.out}/report.html")
     return about
 
 
 def settings(task: str, given: Mapping[str, Any]) -> types.SimpleNamespace:
-    """The settings of a task: its defaults with what is given in their place.
-
-    Args:
-        task: one of TASKS.
-        given: name -> value, or text as on the command line.
-    Raises: ValueError, one line, for an unknown name or a value of another type.
-    """
-    defaults = _defaults(task)
-    found = dict(defaults)
-    for key, value in given.items():
-        if key not in defaults:
-            hint = values.hint(key, defaults, 0.5)
-            raise errors.InputError(f"{task} has no setting {values.shown(key)}{hint}")
-        found[key] = _value(key, value, defaults[key])
-    return types.SimpleNamespace(**found)
-
-
-def _value(key: str, given: Any, old: Any) -> Any:
-    """A value of the type of the old one; tuples may have any length."""
-    value = given
-    if isinstance(given, str) and not isinstance(old, str):
-        try:
-            names = {"true": True, "false": False}
-            value = names.get(given.lower())
-            value = ast.literal_eval(given) if value is None else value
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = given
-    if isinstance(old, tuple):
-        value = tuple(value) if isinstance(value, list | tuple) else (value,)
-    parts, kind = (value, old[0]) if isinstance(old, tuple) else ((value,), old)
-    if not parts or not all(values.alike(kind, x) for x in parts):
-        raise errors.InputError(
-            f"{key}={values.shown(given)} is no {values.kind(old)}."
-        )
-    made = tuple(type(kind)(x) for x in parts)
-    return made if isinstance(old, tuple) else made[0]
+    """The settings of one of TASKS, as `setting.chosen`."""
+    return setting.chosen(task, _defaults(task), given)
 
 
 def _defaults(task: str) -> Mapping[str, Any]:
     """SETTINGS of a task."""
-    return importlib.import_module(f"dinov2_jax.cli.evaluate_{task}").SETTINGS
+    return _module(task).SETTINGS
+
+
+def _module(task: str) -> types.ModuleType:
+    """cli/evaluate_TASK.py."""
+    return importlib.import_module(f"dinov2_jax.cli.evaluate_{task}")
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:
@@ -248,40 +225,50 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def _check(entry: dict) -> None:
-    """Raises ValueError unless a task is told where its images are."""
+def _check_task(entry: dict) -> None:
+    """Raises ValueError unless there is such a task."""
     if entry.get("task") not in TASKS:
         raise errors.InputError(
             f"{values.shown(entry)} is no task; it needs a task, one of "
             f"{', '.join(TASKS)}, with train and val."
         )
+
+
+def _check(entry: dict, wanted: types.SimpleNamespace) -> None:
+    """Raises ValueError unless a task is told where its images are."""
     task = entry["task"]
-    if entry.get("val") is None or (entry.get("train") is None and task not in ALONE):
+    alone = task in ALONE or getattr(wanted, "head", "")
+    if entry.get("val") is None or (entry.get("train") is None and not alone):
         raise errors.InputError(f"{task} needs --train=SPEC and --val=SPEC.")
     if entry.get("tests") and task != "linear":
         raise errors.InputError(
             f"{task} takes no --test; the head of linear is run on them."
         )
+    for name in entry.get("tests") or {}:
+        if name in ("train", "val") or "/" in name:
+            raise errors.InputError(
+                f"--test {name}=...: {name} cannot name a test set, since the results "
+                "name other things so; choose another name."
+            )
     if entry.get("labels") and task not in ("linear", "logreg"):
         raise errors.InputError(f"{task} takes no --labels; linear and logreg do.")
 
 
-def _require_sources(entries: Mapping[str, dict]) -> None:
-    """Raises ValueError, before any work, if images of a task cannot be opened."""
-    bad = {}
-    for name, entry in entries.items():
-        for key in ("train", "val") if entry["task"] in PLAIN else ():
-            try:
-                if entry.get(key):
-                    sources.open_source(entry[key])
-            except errors.Error as error:
-                bad.setdefault(name, str(error))
+def _opened(jobs: Mapping[str, results.Job]) -> dict[str, results.Job]:
+    """All jobs with what they read; raises one ValueError for those that cannot be."""
+    opened, bad = {}, {}
+    for name, job in jobs.items():
+        try:
+            opened[name] = job.opened(_module(job.task).inputs)
+        except errors.Error as error:
+            bad[name] = str(error)
     if bad:
-        name = min(bad)
+        name = next(iter(bad))
         raise errors.InputError(
-            f"{len(bad)} of {len(entries)} tasks have images that cannot be opened: "
+            f"{len(bad)} of {len(jobs)} tasks have images that cannot be opened: "
             f"{', '.join(bad)}. {name}: {bad[name]}"
         )
+    return opened
 
 
 def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.Job:
@@ -302,12 +289,16 @@ def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.J
 
 def _there(job: results.Job) -> dict | None:
     """The results of this very job, if they are there."""
+    path = job.out / "results.json"
     try:
-        about = json.loads((job.out / "results.json").read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = results.asked(job)
-    if any(about.get(key) != wanted[key] for key in wanted):
+    asked = results.asked(job)
+    changed = results.differences({k: about.get(k) for k in asked}, asked)
+    if changed:
+        some = f"differs in {', '.join(changed[:5])}; evaluated again"
+        print(f"{job.task}: {path} {some}", file=sys.stderr)
         return None
-    print(f"{job.task}: {job.out}/results.json is there already", file=sys.stderr)
+    print(f"{job.task}: {path} is there already", file=sys.stderr)
     return about

@@ -4,6 +4,7 @@ Specs are those of `data.dense.open_depth`. Besides the results, the folder gets
 head.safetensors, which `load_head` reads, and the last checkpoint of the training.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,41 +14,95 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.cli import dense as shared
-from dinov2_jax.cli import depth_errors
+from dinov2_jax.cli import dense_checks, depth_errors, head_files, setting
 from dinov2_jax.cli.results import Job, Outcome, Picture
+from dinov2_jax.cli.setting import Range, Setting
 from dinov2_jax.data import dense, dense_views
 from dinov2_jax.evals import depth, probe
 from dinov2_jax.models import probes
 from dinov2_jax.viz import dense as viz
 
-SETTINGS = shared.TRAINING | {
-    "method": "lin4",
-    "bins": 256,  # of the linear heads
-    "upsample": 4,  # of the linear heads
-    "channels": 256,  # of the DPT head
-    "min_depth": 1e-3,  # metres
-    "max_depth": 10.0,  # metres
-    "scale": 1000.0,  # values of a 16-bit PNG that make a metre
-    "steps": 38_400,
-    "lr": 1e-4,
-    "warmup": 12_800,
-    "warmup_start": 1e-3,
-    "floor": 1e-8,  # share of lr at the end of the cosine
-    "weight_decay": 0.01,
-    "clip": 35.0,
-    "gradient_weight": 0.5,
-    "loss_warmup": 100,  # steps in which the loss sees only the mean error
-    "border": (45, 472, 43, 608),  # pixels kept in training; zeros keep all
-    "crop": (416, 544),  # pixels, height and width
-    "degrees": 2.5,
-    "eval_crop": "nyu",
-    "mirrored": True,
-}
-"""Source: arXiv:2304.07193 section 7.4, for NYUd. The learning rate is in neither the
-paper nor the model card; 1e-4 is usual with this schedule."""
-
-
 METHODS = {"lin1": "linear depth", "lin4": "linear depth", "dpt": "DPT depth"}
+"""Method -> kind of its head in convert.probes."""
+
+SETTINGS = (
+    shared.TRAINING
+    | dense_checks.SETTINGS
+    | setting.Table(
+        method=Setting(
+            "lin4", "head, over one or four blocks", setting.choice(*METHODS)
+        ),
+        bins=Setting(256, "depths that a linear head mixes", setting.COUNT),
+        upsample=Setting(4, "times a linear head enlarges its map", setting.COUNT),
+        channels=Setting(
+            256, "of the DPT head", Range("2 to 2^31 - 1", lambda x: 2 <= x < 2**31)
+        ),
+        min_depth=Setting(1e-3, "nearest depth, metres", setting.POSITIVE),
+        max_depth=Setting(10.0, "farthest depth, metres", setting.POSITIVE),
+        scale=Setting(1000.0, "values of a map that make a metre", setting.POSITIVE),
+        steps=Setting(38_400, "steps of the training", setting.COUNT),
+        lr=Setting(1e-4, "peak of the learning rate", setting.POSITIVE),
+        warmup=Setting(12_800, "steps in which the rate rises", setting.WHOLE),
+        warmup_start=Setting(
+            1e-3, "share of the learning rate at step 0", setting.SHARE
+        ),
+        floor=Setting(1e-8, "share of lr at the end of the cosine", setting.SHARE),
+        weight_decay=Setting(0.01, "of AdamW", setting.NOT_NEGATIVE),
+        clip=Setting(
+            35.0, "largest norm of the gradient; 0 for any", setting.NOT_NEGATIVE
+        ),
+        gradient_weight=Setting(
+            0.5, "weight of the loss of slopes", setting.NOT_NEGATIVE
+        ),
+        loss_warmup=Setting(
+            100, "steps in which the loss sees the mean error alone", setting.WHOLE
+        ),
+        border=Setting(
+            (45, 472, 43, 608),
+            "top, bottom, left and right kept in training, pixels; zeros keep all",
+            setting.WHOLE,
+        ),
+        kb_crop=Setting(
+            False,
+            "whether 352 x 1216 of the bottom's middle is kept, also when judging",
+            setting.SWITCH,
+        ),
+        crop=Setting((416, 544), "height and width of a crop, pixels", setting.COUNT),
+        degrees=Setting(
+            2.5,
+            "largest turn in training, degrees",
+            Range("0 to 180", lambda x: 0 <= x <= 180),
+        ),
+        brightness=Setting(
+            (0.75, 1.25), "least and most that training brightens", setting.POSITIVE
+        ),
+        eval_crop=Setting("nyu", "part that is judged", setting.choice(*depth.CROPS)),
+        mirrored=Setting(
+            True, "whether the mirrored image is judged, too", setting.SWITCH
+        ),
+    )
+)
+"""Source: arXiv:2304.07193 section 7.4, for NYUd; the augmentation is that of
+configs/_base_/datasets/nyu.py in the Monocular-Depth-Estimation-Toolbox. The learning
+rate is in neither the paper nor the model card; 1e-4 is usual with this schedule."""
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads.
+
+    Raises: ValueError, before anything is opened, for settings that cannot be.
+    """
+    s = job.settings
+    shared.require_lengths(s, crop=2, border=4)
+    shared.require_rising(s, "brightness")
+    if s.min_depth >= s.max_depth:
+        raise errors.InputError(
+            f"min_depth={s.min_depth} must lie below max_depth={s.max_depth}."
+        )
+    blocks(job.backbone.model.depth, s.method)
+    _rate(s)
+    opened = functools.partial(dense.open_depth, scale=s.scale, kb_crop=s.kb_crop)
+    return shared.inputs(job, opened)
 
 
 def run(job: Job) -> Outcome:
@@ -59,57 +114,45 @@ def run(job: Job) -> Outcome:
     Returns: the means of `depth.metrics` over images.
     Raises: ValueError, one line, for what does not fit together.
     """
+    job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
-    _check(s)
-    train, val = (
-        dense.open_depth(spec, scale=s.scale) for spec in (job.train, job.val)
-    )
-    apply = shared.features(model, blocks(model.depth, s.method), False, s.compute)
+    train, val = job.inputs.get("train"), job.inputs["val"]
+    seen, rate = blocks(model.depth, s.method), _rate(s)
+    apply = shared.features(model, seen, False, s.compute)
     head = module(s, model.width)
+    told = head_files.note(job, seen, False, s.crop, **_told(s))
     if s.head:
-        # A file does not tell the range, nor how far its maps are enlarged.
-        _, variables = shared.given_head(s.head, type(head))
+        _, variables = head_files.given_head(
+            job, type(head), told, max_depth=s.max_depth, min_depth=s.min_depth
+        )
         _check_head(head, variables, apply, job.backbone.params, s)
-    else:
-        optimizer = probe.adamw(_rate(s), s.weight_decay, s.betas, s.clip)
+    border = tuple(s.border) if any(s.border) else None
+    unknown = dense_checks.depths(job, border)
+    if not s.head:
+        optimizer = probe.adamw(rate, s.weight_decay, s.betas, s.clip)
+        views = dense_views.DepthViews(
+            crop=s.crop, border=border, degrees=s.degrees, brightness=s.brightness
+        )
         variables, _ = shared.trained(
-            job, head, apply, _loss(s), optimizer, train, _views(s, train), s.crop
+            job, head, apply, _loss(s), optimizer, train, views, s.crop
         )
         if jax.process_index() == 0:
             path = job.out / "head.safetensors"
-            shared.save_head(path, METHODS[s.method], variables)
-    metrics, shown = depth_errors.judged(job, head, apply, variables, val)
+            head_files.save_head(path, METHODS[s.method], variables, told)
+    metrics, shown, images = depth_errors.judged(job, head, apply, variables, val)
     pictures = []
     if shown:
         caption = "Photograph, true and predicted depth on one scale; near is light."
         pixels = viz.depth_picture(*zip(*shown))
         pictures = [Picture("depth", "Predictions", caption, pixels)]
-    data = {
-        "train": {"spec": job.train, "images": len(train)},
-        "val": {"spec": job.val, "images": min(len(val), s.limit or len(val))},
-    }
-    return Outcome(metrics, data, pictures)
+    data = shared.splits(job, train, val, without_truth=unknown)
+    return Outcome(metrics, data, pictures, [], [images])
 
 
-def _check(s: Any) -> None:
-    """Raises ValueError for settings that cannot be."""
-    if s.method not in METHODS:
-        raise errors.InputError(
-            f"method={s.method} must be one of {', '.join(METHODS)}."
-        )
-    if s.eval_crop not in depth.CROPS:
-        raise errors.InputError(
-            f"eval_crop={s.eval_crop} must be one of {', '.join(depth.CROPS)}."
-        )
-    if len(s.crop) != 2 or len(s.border) != 4:
-        raise errors.InputError(
-            f"crop={s.crop} must be (height, width), border={s.border} (top, bottom, "
-            "left, right)."
-        )
-    if not 0 < s.min_depth < s.max_depth:
-        raise errors.InputError(
-            f"min_depth={s.min_depth} must lie between 0 and max_depth={s.max_depth}."
-        )
+def _told(s: Any) -> dict:
+    """What the depths of a head depend on, besides its tensors."""
+    found = {key: getattr(s, key) for key in ("method", "min_depth", "max_depth")}
+    return found if s.method == "dpt" else found | {"upsample": s.upsample}
 
 
 def blocks(depth_of_model: int, method: str) -> tuple[int, ...]:
@@ -149,20 +192,6 @@ def _check_head(head: Any, variables: Any, apply: Callable, params: Any, s: Any)
             f"head={s.head} is for other features than method={s.method} gives of "
             "these weights; set the method, bins and channels it was trained with."
         )
-
-
-def _views(s: Any, source: dense.Pairs) -> dense_views.DepthViews:
-    """The training crops; raises ValueError if the border is not of these images."""
-    border = tuple(s.border) if any(s.border) else None
-    if border is not None:
-        shape = source[0].target.shape
-        top, bottom, left, right = border
-        if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
-            raise errors.InputError(
-                f"border={border} does not lie in images of {shape[0]}x{shape[1]} "
-                "pixels, such as the first; set it to (0, 0, 0, 0) to keep all."
-            )
-    return dense_views.DepthViews(crop=s.crop, border=border, degrees=s.degrees)
 
 
 def _rate(s: Any) -> Callable:

@@ -11,51 +11,77 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding
-from dinov2_jax.cli import frozen, heads, results
+from dinov2_jax.cli import doubts, frozen, heads, predictions, results, setting
 from dinov2_jax.cli.results import Job, Outcome
-from dinov2_jax.data import labelled, sources
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, labelled, rules
 from dinov2_jax.data.batch import normalize
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
 from dinov2_jax.models import probes
 
 SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
-    | {"augment": True}  # random resized crops and mirror images; else centre crops
+    | setting.Table(
+        augment=Setting(
+            True,
+            "whether it learns from random crops and mirror images, not centre crops",
+            setting.SWITCH,
+        )
+    )
 )
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The sources of all splits, whose classes are known, and the files of labels."""
+    heads.check(job.settings, job.backbone.model.depth)
+    sets = test_sets(job)
+    found = frozen.classified(job)
+    for name, spec in sets.items():
+        source = found[f"test/{name}"] = frozen.opened_source(job, spec)
+        names = found["train"].classes
+        if name in job.labels:
+            records = frozen.chosen(len(source), job.settings.limit)
+            ids = [source.name(i) for i in records]
+            _many_labels(job.labels[name], ids, spec, len(names))
+        else:
+            frozen.require_names(spec, source)
+            classes.named_or_numbered(names, source.classes, name)
+    return found
 
 
 def run(job: Job) -> Outcome:
     """Train all heads, choose one on the validation set, run it on the test sets."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
-    heads.check(s, backbone.model.depth)
     kinds = linear.kinds(s.blocks)
     apply = inputs_of(backbone, max(s.blocks), s.compute)
     kind = f"linear{max(s.blocks)}"
 
-    def features(spec: str, source=None) -> frozen.Set:
-        return frozen.features(backbone, apply, kind, spec, job.cache, s, source)
-
-    train = sources.open_source(job.train)
-    if not train.classes:
-        raise errors.InputError(
-            f"{job.train} has no classes; use class folders, for one."
-        )
     sets = test_sets(job)
-    for name, spec in sets.items():  # before the work, not after it
-        opened = sources.open_source(spec)
-        if name not in job.labels:
-            linear.class_numbers(train.classes, opened.classes)
+    splits = {spec: f"test/{name}" for name, spec in sets.items()}
+    splits |= {job.train: "train", job.val: "val"}
+
+    def features(spec: str) -> frozen.Set:
+        source, sha256 = job.inputs[splits[spec]], job.fingerprints[splits[spec]]
+        return frozen.features(
+            backbone, apply, kind, spec, job.cache, s, source, sha256
+        )
+
+    train = job.inputs["train"]
     val = features(job.val)
     frozen.require_classes(val)
-    frozen.require_same_classes(train, val.source)
+    doubts.of_labels(job, "val", val.labels, val.source.classes)
+    val = frozen.numbered_as(train, val)
     batches = _batches(job, train, apply, features)
     width = backbone.model.width
     found, history = heads.trained(
@@ -63,14 +89,23 @@ def run(job: Job) -> Outcome:
     )
     right = linear.accuracies(found, val.rows, val.labels, kinds)
     chosen, told = heads.chosen_of(right, s)
-    guess = linear.guesses(found, chosen, val.rows, kinds)
-    data = {"train": {"spec": job.train, "images": len(train)}, "val": val.about}
-    head = functools.partial(linear.guesses, found, chosen, kinds=kinds)
-    more, about = on_tests(job, sets, train.classes, features, head)
+    about = {"spec": job.train, "images": len(train)}
+    data = {"train": about, "val": val.about}
+
+    def head(rows: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+        return linear.logits(found, chosen, rows, kinds, among)
+
+    guess, scores = predictions.softmax(head(val.rows))
+    columns = predictions.classes(val.labels, guess, scores, train.classes)
+    images = [predictions.of("val", val.names, val.records, columns)]
+    more, about, others = on_tests(job, sets, train.classes, features, head)
     heads.save(job.out / "head.npz", found, chosen, train.classes)
-    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    pictures, tables = results.classified(
+        val.labels, guess, train.classes, f"the best head, {chosen[0]}"
+    )
     tables += heads.tables(right, s.rates, history)
-    return Outcome(told | more, data | about, pictures, tables)
+    notes = ["top1 is that of the head which is best on val, chosen on val itself"]
+    return Outcome(told | more, data | about, pictures, tables, images + others, notes)
 
 
 def inputs_of(backbone: frozen.Backbone, blocks: int, compute: str) -> Callable:
@@ -111,23 +146,15 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
             workers=s.workers,
             threads=s.threads,
             max_pixels=s.max_pixels,
+            rules=rules.of(s.range, s.damaged),
         )
         with contextlib.closing(made):
             for part in made:
-                _require_labels(part.labels, len(train.classes), job.train)
+                frozen.require_labels(job.train, part.labels, len(train.classes))
                 images, labels = sharding.put((part.images, part.labels), mesh)
                 yield apply(images)[kind], labels
 
     return batches
-
-
-def _require_labels(labels: np.ndarray, classes: int, spec: str) -> None:
-    """Raises ValueError unless all labels are numbers of classes."""
-    if labels.min() < 0 or labels.max() >= classes:
-        raise errors.InputError(
-            f"{spec}: labels run from {labels.min()} to {labels.max()}; they must lie "
-            f"in 0 to {classes - 1}, its {classes} classes."
-        )
 
 
 def test_sets(job: Job) -> dict[str, str]:
@@ -149,19 +176,35 @@ def test_sets(job: Job) -> dict[str, str]:
     return found
 
 
-def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
-    """Accuracy of the chosen head on each test set, and about these sets."""
-    found, about, misses = {}, {}, {}
+def on_tests(job: Job, sets, names, features, head) -> tuple[dict, dict, list]:
+    """Accuracy of the chosen head on each test set, about these sets, and predictions.
+
+    Args:
+        job: of the task.
+        sets: of `test_sets`.
+        names: of the training classes.
+        features: spec -> frozen.Set.
+        head: (rows [n F], numbers [k] of the classes to choose from, or None) -> logits
+            [n k].
+    """
+    found, about, misses, images = {}, {}, {}, []
     for name, spec in sets.items():
-        test = features(spec)
+        test, among, truth = features(spec), None, {}
         about[name] = test.about
-        if name in job.labels:
-            lists = _many_labels(pathlib.Path(job.labels[name]), test)
-            share = metrics.multi_label_accuracy(head(test.rows), lists)
-        else:
+        if name not in job.labels:
             frozen.require_classes(test)
-            among = linear.class_numbers(classes, test.source.classes)
-            share = float((head(test.rows, among=among) == test.labels).mean())
+            among = classes.named_or_numbered(names, test.source.classes, name)
+        guess, scores = predictions.softmax(head(test.rows, among))
+        if name in job.labels:
+            lists = _many_labels(job.labels[name], test.names, spec, len(names))
+            share = metrics.multi_label_accuracy(guess, lists)
+            columns = predictions.classes(None, guess, scores, names)
+            truth = {"labels": [[names[i] for i in some] for some in lists]}
+        else:
+            share = float((guess == test.labels).mean())
+            own = [names[i] for i in among]
+            columns = predictions.classes(test.labels, guess, scores, own)
+        images.append(predictions.of(name, test.names, test.records, truth | columns))
         parts = name.rsplit("/", 2)
         if len(parts) == 3 and job.tests.get(parts[0], "").startswith("corruptions:"):
             misses.setdefault(parts[0], {}).setdefault(parts[1], []).append(1 - share)
@@ -170,21 +213,34 @@ def on_tests(job: Job, sets, classes, features, head) -> tuple[dict, dict]:
     for name, each in misses.items():
         found[f"{name}/mce"] = metrics.mean_corruption_error(each)
         found |= {f"{name}/{k}_error": float(np.mean(v)) for k, v in each.items()}
-    return found, about
+    return found, about, images
 
 
-def _many_labels(path: pathlib.Path, test: frozen.Set) -> list[list[int]]:
-    """Labels of each image: a JSON list by the number, from 1, that ends its name."""
+def _many_labels(file: str, names: Sequence[str], spec: str, count: int):
+    """Labels of each image: a JSON list by the number, from 1, that ends its name.
+
+    Raises: ValueError if the file is no such list, lacks an image, or has a label that
+        is the number of none of the `count` classes, or two images have one number.
+    """
+    path = pathlib.Path(file)
     try:
-        lists = json.loads(path.expanduser().read_text())
-        numbers = [
-            int(re.findall(r"\d+", pathlib.Path(n).stem)[-1]) for n in test.names
-        ]
+        lists = json.loads(path.expanduser().read_text(encoding="utf-8"))
+        stems = [pathlib.Path(unescaped(name)).stem for name in names]
+        numbers = [int(re.findall(r"\d+", stem)[-1]) for stem in stems]
         if min(numbers) < 1:
             raise errors.InputError("numbers start at 1")
-        return [list(map(int, lists[number - 1])) for number in numbers]
+        if len(set(numbers)) < len(numbers):
+            raise errors.InputError("several images' names end in one number")
+        found = [list(map(int, lists[number - 1])) for number in numbers]
     except (OSError, ValueError, IndexError, TypeError, KeyError) as error:
         raise errors.InputError(
-            f"{path} does not give labels of the images of {test.about['spec']} "
-            f"({error}); give a JSON list of lists, such as ReaL's real.json."
+            f"{path} does not give labels of the images of {spec} ({error}); give a "
+            "JSON list of lists, such as ReaL's real.json."
         ) from error
+    wrong = sorted({x for some in found for x in some if not 0 <= x < count})
+    if wrong:
+        raise errors.InputError(
+            f"{path} has the label {wrong[0]}; labels are numbers of the {count} "
+            f"classes of train, 0 to {count - 1}."
+        )
+    return found

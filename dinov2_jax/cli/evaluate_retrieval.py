@@ -9,27 +9,35 @@ truth=FILE their gnd file, as published or as JSON).
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.cli import frozen, ground_truth
+from dinov2_jax import errors, escaping
+from dinov2_jax.cli import doubts, frozen, ground_truth, predictions, setting
 from dinov2_jax.cli.results import Job, Outcome, Picture
-from dinov2_jax.data import decode, sources
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, decode, fingerprint, rules
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
 
-SETTINGS = frozen.IMAGES | {
-    "protocol": "labels",  # or gap, or revisited
-    "recall": (1, 5, 10),  # ranks
-    "truth": "",  # file of the revisited protocol
-    "crop_queries": True,  # to their boxes, as that protocol asks
-    "pictures": 8,  # queries on the page, spread from the best to the worst
-    "shown": 6,  # found images beside each
-}
 PROTOCOLS = ("labels", "gap", "revisited")
+SETTINGS = frozen.IMAGES | setting.Table(
+    protocol=Setting("labels", "what belongs together", setting.choice(*PROTOCOLS)),
+    recall=Setting((1, 5, 10), "ranks of recall@k, of labels", setting.COUNT),
+    truth=Setting("", "file of ground truth, of revisited", setting.TEXT),
+    crop_queries=Setting(
+        True, "whether queries are cut to their boxes, of revisited", setting.SWITCH
+    ),
+    pictures=Setting(
+        8, "queries on the page, spread from the best to the worst", setting.WHOLE
+    ),
+    shown=Setting(6, "nearest images beside each", setting.COUNT),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Listed:
     source: Source
     numbers: tuple[int, ...]
     boxes: tuple[tuple[float, float, float, float], ...] = ()  # left top right bottom
+    max_pixels: int = decode.MAX_PIXELS
+    rules: decode.Rules = decode.RULES
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -51,7 +61,9 @@ class Listed:
         record = self.source[self.numbers[index]]
         if not self.boxes:
             return record
-        image = decode.decode(record.image)
+        image = decode.decode(
+            record.image, max_pixels=self.max_pixels, rules=self.rules
+        )
         left, top, right, bottom = (round(x) for x in self.boxes[index])
         cut = image[max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)]
         if not cut.size:
@@ -61,28 +73,52 @@ class Listed:
     def name(self, index: int) -> str:
         return self.source.name(self.numbers[index])
 
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "listed", self.numbers, self.boxes
+        yield fingerprint.of(self.source)
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The sources, and the file of ground truth."""
+    found = frozen.inputs(job)
+    if job.settings.protocol != "revisited":
+        for split in ("val", "train")[: 1 + (job.train is not None)]:
+            frozen.require_names(getattr(job, split), found[split])
+            doubts.of_empty_folders(job, split, found[split])
+    if job.settings.truth:
+        found["truth"] = pathlib.Path(job.settings.truth)
+        frozen.require_file("truth", found["truth"])
+    return found
+
 
 def run(job: Job) -> Outcome:
     """The metrics of a protocol, and a sheet of queries with what they found."""
+    job = job.opened(inputs)
     s = job.settings
-    if s.protocol not in PROTOCOLS:
-        raise errors.InputError(
-            f"protocol={s.protocol}; choose one of {', '.join(PROTOCOLS)}."
-        )
     apply = frozen.cls_of(job.backbone, s.compute)
     if s.protocol == "revisited":
         return _revisited(job, apply)
-    val = frozen.features(job.backbone, apply, "cls", job.val, job.cache, s)
+    val = frozen.split(job, "val", apply)
     frozen.require_classes(val)
+    doubts.of_labels(job, "val", val.labels, val.source.classes)
     train = val
     if job.train is not None:
-        train = frozen.features(job.backbone, apply, "cls", job.train, job.cache, s)
+        train = frozen.split(job, "train", apply)
         frozen.require_classes(train)
     # Numbers of the training classes; a class that is none of them fits no image.
-    places = {name: number for number, name in enumerate(train.source.classes)}
-    mapped = np.array([places.get(name, -1) for name in val.source.classes])
+    names = enumerate(classes.normal(train.source.classes, "train"))
+    places = {name: number for number, name in names}
+    queries = classes.normal(val.source.classes, "val")
+    mapped = np.array([places.get(name, -1) for name in queries])
     wanted = mapped[val.labels]
     ranked = _ranked(val, train)
+    beyond = [k for k in s.recall if k > len(train.rows)]
+    if beyond and s.protocol == "labels":
+        job.warn(
+            f"recall={', '.join(map(str, beyond))}: there are only {len(train.rows)} "
+            "images to find."
+        )
     data = {"val": val.about} | ({} if train is val else {"train": train.about})
     kept = _Kept(s.shown)
     if s.protocol == "gap":
@@ -93,7 +129,11 @@ def run(job: Job) -> Outcome:
             map(kept.note, ranked), wanted, train.labels, s.recall, kept.score
         )
     marks = [train.labels[ids] == wanted[q] for q, ids in kept.tops.items()]
-    return Outcome(metrics, data, _sheet(kept, marks, val, train, s.pictures))
+    sheet = _sheet(kept, marks, val, train, s)
+    words = np.array(val.source.classes, object)
+    truth = {"label": words[val.labels]}
+    images = [_nearest(kept, marks, val, train, truth)]
+    return Outcome(metrics, data, sheet, [], images)
 
 
 def _ranked(queries: frozen.Set, database: frozen.Set):
@@ -109,11 +149,13 @@ class _Kept:
     def __init__(self, number: int):
         self.number = number
         self.tops: dict[int, np.ndarray] = {}  # query -> database rows
+        self.dots: dict[int, np.ndarray] = {}  # query -> their similarities
         self.scores: dict[int, float] = {}  # query -> average precision
 
     def note(self, one: retrieval.Ranked) -> retrieval.Ranked:
         """Keep what is shown of a ranking, and pass it on."""
         self.tops[one.query] = one.ids[: self.number].copy()
+        self.dots[one.query] = one.dots[: self.number].copy()
         self.scores[one.query] = float(one.dots[0])
         return one
 
@@ -127,19 +169,21 @@ def _sheet(
     marks: Sequence[np.ndarray],
     queries: frozen.Set,
     database: frozen.Set,
-    number: int,
+    s: types.SimpleNamespace,
 ) -> list[Picture]:
     """Queries from the best to the worst with what they found."""
     known = [q for q in kept.tops if np.isfinite(kept.scores[q])]
     order = sorted(known, key=lambda q: -kept.scores[q])
-    places = np.linspace(0, len(order) - 1, min(number, len(order))).round()
+    places = np.linspace(0, len(order) - 1, min(s.pictures, len(order))).round()
     chosen = [order[int(i)] for i in places]
     if not chosen:
         return []
     by_query = dict(zip(kept.tops, marks))
 
     def image(found: frozen.Set, row: int) -> np.ndarray:
-        return decode.decode(found.source[int(found.records[row])].image)
+        record = found.source[int(found.records[row])]
+        told = rules.of(s.range, s.damaged)
+        return decode.decode(record.image, max_pixels=s.max_pixels, rules=told)
 
     picture = evaluation.found_picture(
         [image(queries, q) for q in chosen],
@@ -153,6 +197,25 @@ def _sheet(
     return [Picture("found", "What was found", caption, picture)]
 
 
+def _nearest(
+    kept: _Kept,
+    marks: Sequence[np.ndarray],
+    queries: frozen.Set,
+    database: frozen.Set,
+    truth: dict[str, Sequence],
+) -> predictions.Columns:
+    """What the first found images of each query are, for predictions.parquet."""
+    order = list(kept.tops)  # all queries, as they came
+    ids = [escaping.shown(name) for name in database.names]
+    columns = {
+        "nearest": [[ids[i] for i in kept.tops[q]] for q in order],
+        "similarity": [kept.dots[q] for q in order],
+        "correct": [np.asarray(mark, bool) for mark in marks],
+        "score": [kept.scores[q] for q in order],
+    }
+    return predictions.of("queries", queries.names, queries.records, truth | columns)
+
+
 def _revisited(job: Job, apply) -> Outcome:
     """mAP of revisited Oxford or Paris."""
     s = job.settings
@@ -162,8 +225,9 @@ def _revisited(job: Job, apply) -> Outcome:
         )
     known = ground_truth.read(pathlib.Path(s.truth).expanduser())
     spec = job.val
-    all_images = sources.open_source(spec)
-    names = [pathlib.Path(all_images.name(i)).stem for i in range(len(all_images))]
+    all_images = job.inputs["val"]
+    names = map(unescaped, map(all_images.name, range(len(all_images))))
+    names = [pathlib.Path(name).stem for name in names]
     places = {name: number for number, name in enumerate(names)}
     lost = [n for n in (*known.images, *known.queries) if n not in places]
     if lost:
@@ -174,7 +238,13 @@ def _revisited(job: Job, apply) -> Outcome:
     boxes = known.boxes if s.crop_queries else ()
     lists = {
         "database": Listed(all_images, tuple(places[n] for n in known.images)),
-        "queries": Listed(all_images, tuple(places[n] for n in known.queries), boxes),
+        "queries": Listed(
+            all_images,
+            tuple(places[n] for n in known.queries),
+            boxes,
+            s.max_pixels,
+            rules.of(s.range, s.damaged),
+        ),
     }
     found = {
         part: frozen.features(
@@ -202,5 +272,6 @@ def _revisited(job: Job, apply) -> Outcome:
     marks = [[int(i) in good[q] for i in ids] for q, ids in kept.tops.items()]
     first = {k: metrics[k] for k in ("map_medium", "map_hard") if k in metrics}
     data = {"val": database.about, "queries": queries.about}
-    sheet = _sheet(kept, marks, queries, database, s.pictures)
-    return Outcome(first | metrics, data, sheet)
+    sheet = _sheet(kept, marks, queries, database, s)
+    images = [_nearest(kept, marks, queries, database, {})]
+    return Outcome(first | metrics, data, sheet, [], images)

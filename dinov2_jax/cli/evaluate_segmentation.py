@@ -5,6 +5,7 @@ head.safetensors, which `load_head` reads, and the last checkpoint of the traini
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,33 +14,87 @@ import numpy as np
 
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import dense as shared
-from dinov2_jax.cli import frozen, windows
+from dinov2_jax.cli import dense_checks, head_files, setting, windows
 from dinov2_jax.cli.results import Job, Outcome, Picture, Table, percent
-from dinov2_jax.data import dense, dense_views
+from dinov2_jax.cli.setting import Range, Setting
+from dinov2_jax.data import classes, dense, dense_views, renumbered
 from dinov2_jax.evals import probe, segmentation
 from dinov2_jax.models import probes, vit
 from dinov2_jax.viz import dense as viz
 
-SETTINGS = shared.TRAINING | {
-    "blocks": 1,  # the last so many
-    "classes": 0,  # of a pairs: spec without classes.txt
-    "first_id": 0,  # id of class 0 in a pairs: spec
-    "ignore_id": 255,  # id without a class in a pairs: spec
-    "steps": 40_000,
-    "lr": 1e-3,
-    "warmup": 1500,
-    "warmup_start": 1e-6,
-    "weight_decay": 1e-4,
-    "crop": 512,  # pixels, side of the crops and of the windows
-    "side": 512,  # pixels, shorter side of an image at ratio and scale 1
-    "ratio": (0.5, 2.0),
-    "most": 0.75,  # share of a crop that one class may have
-    "recolor": True,
-    "stride": 341,  # pixels from window to window
-    "scales": (1.0,),
-    "mirrored": False,  # mirrored views, too
-}
+SETTINGS = (
+    shared.TRAINING
+    | dense_checks.SETTINGS
+    | setting.Table(
+        blocks=Setting(1, "last blocks that the head sees", setting.COUNT),
+        classes=Setting(
+            0, "classes of a pairs: spec without classes.txt", setting.WHOLE
+        ),
+        first_id=Setting(
+            0, "id of class 0 in a pairs: spec; lower ones are ignored", setting.WHOLE
+        ),
+        ignore_id=Setting(
+            255,
+            "id without a class in a pairs: spec; -1 for none",
+            Range("-1 to 2^31 - 1", lambda x: -1 <= x < 2**31),
+        ),
+        ids=Setting(
+            "",
+            "ID:CLASS,... of a pairs: spec, such as 0:0,255:1 or 7:ignore",
+            setting.TEXT,
+        ),
+        absent_classes=Setting(
+            False, "whether named classes may occur in no map", setting.SWITCH
+        ),
+        steps=Setting(40_000, "steps of the training", setting.COUNT),
+        warmup=Setting(1500, "steps in which the rate rises", setting.WHOLE),
+        warmup_start=Setting(
+            1e-6, "share of the learning rate at step 0", setting.SHARE
+        ),
+        weight_decay=Setting(1e-4, "of AdamW", setting.NOT_NEGATIVE),
+        crop=Setting(512, "side of crops and windows, pixels", setting.COUNT),
+        side=Setting(
+            512, "shorter side of an image at ratio and scale 1, pixels", setting.COUNT
+        ),
+        ratio=Setting(
+            (0.5, 2.0), "least and most that training enlarges it", setting.POSITIVE
+        ),
+        most=Setting(0.75, "share of a crop that one class may have", setting.SHARE),
+        recolor=Setting(True, "whether training changes colours", setting.SWITCH),
+        stride=Setting(341, "from window to window, pixels", setting.COUNT),
+        scales=Setting(
+            (1.0,), "of side, whose predictions are joined", setting.POSITIVE
+        ),
+        mirrored=Setting(
+            False, "whether mirrored images are joined, too", setting.SWITCH
+        ),
+    )
+)
 """Source: arXiv:2304.07193 section 7.4, the linear protocol."""
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """What the task reads; val's classes are numbered as those of train, by name.
+
+    Raises: ValueError, before anything is opened, for settings that cannot be.
+    """
+    s = job.settings
+    shared.require_rising(s, "ratio")
+    segmentation.starts(s.crop, s.crop, s.stride)
+    _blocks(job.backbone.model, s.blocks)
+    _rate(s)
+    found = shared.inputs(job, functools.partial(_opened, s=s))
+    if "train" in found:
+        found["val"] = _numbered_as(found["train"], found["val"])
+    return found
+
+
+def _numbered_as(train: dense.Pairs, val: dense.Pairs) -> dense.Pairs:
+    """Pairs whose labels are numbers of the training classes."""
+    numbers = classes.numbers(train.classes, val.classes, "val")
+    if tuple(numbers) == tuple(range(len(train.classes))):
+        return val
+    return renumbered.Renumbered(val, tuple(numbers.tolist()), train.classes)
 
 
 def run(job: Job) -> Outcome:
@@ -51,27 +106,27 @@ def run(job: Job) -> Outcome:
         everywhere would score, and iou/NAME of every class that occurs; in 0..1.
     Raises: ValueError, one line, for what does not fit together.
     """
+    job = job.opened(inputs)
     s, model = job.settings, job.backbone.model
-    train, val = (_opened(spec, s) for spec in (job.train, job.val))
-    frozen.require_same_classes(train, val)
-    if len(s.ratio) != 2 or not 0 < s.ratio[0] <= s.ratio[1] or min(s.scales) <= 0:
-        raise errors.InputError(
-            f"ratio={s.ratio} must be (least, most), {s.scales=} above 0."
-        )
-    segmentation.starts(s.crop, s.crop, s.stride)
-    blocks = _blocks(model, s.blocks)
+    train, val = job.inputs.get("train"), job.inputs["val"]
+    blocks, rate = _blocks(model, s.blocks), _rate(s)
     apply = shared.features(model, blocks, True, s.compute)
-    head = probes.LinearSegmentation(len(train.classes))
+    head = probes.LinearSegmentation(len(val.classes))
+    told = head_files.note(
+        job, blocks, True, (s.crop, s.crop), classes=list(val.classes)
+    )
     if s.head:
-        head, variables = shared.given_head(s.head, probes.LinearSegmentation)
+        kind = probes.LinearSegmentation
+        head, variables = head_files.given_head(job, kind, told)
         _check_head(variables, head, len(blocks) * model.width, len(val.classes))
-    else:
+    dense_checks.labels(job, _named(job.val, s))
+    if not s.head:
         variables, _ = shared.trained(
             job,
             head,
             apply,
             _loss,
-            probe.adamw(_rate(s), s.weight_decay, s.betas),
+            probe.adamw(rate, s.weight_decay, s.betas),
             train,
             dense_views.SegmentationViews(
                 crop=s.crop, side=s.side, ratio=s.ratio, most=s.most, recolor=s.recolor
@@ -80,20 +135,44 @@ def run(job: Job) -> Outcome:
             (True,),
         )
         if jax.process_index() == 0:
-            shared.save_head(job.out / "head.safetensors", "segmentation", variables)
-    total, shown = _judged(job, head, apply, variables, val)
-    data = {
-        "train": {"spec": job.train, "images": len(train)},
-        "val": {"spec": job.val, "images": min(len(val), s.limit or len(val))},
-    }
-    return _outcome(total, shown, val.classes, data)
+            path = job.out / "head.safetensors"
+            head_files.save_head(path, "segmentation", variables, told)
+    total, shown, images = _judged(job, head, apply, variables, val)
+    data = shared.splits(job, train, val)
+    return _outcome(total, shown, val.classes, data, images)
+
+
+def _named(spec: str, s: Any) -> bool:
+    """Whether classes have names of the user's own, not numbers or a layout's."""
+    return spec.partition(":")[0] in ("pairs", "tfds") and not s.classes
 
 
 def _opened(spec: str, s: Any) -> dense.Pairs:
     """The pairs of a spec."""
     return dense.open_labels(
-        spec, classes=s.classes or None, first=s.first_id, ignore=s.ignore_id
+        spec,
+        classes=s.classes or None,
+        first=s.first_id,
+        ignore=s.ignore_id,
+        ids=ids_of(s.ids),
     )
+
+
+def ids_of(text: str) -> dict[int, int] | None:
+    """Id -> class of a setting like 0:0,255:1,7:ignore, or None for none."""
+    found = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        one, _, label = part.partition(":")
+        known = one.isdecimal() and (label.isdecimal() or label == "ignore")
+        if not known or int(one) in found:
+            raise errors.InputError(
+                f"ids={text} is not ID:CLASS,... with each id once, such as 0:0,255:1 "
+                "or 7:ignore."
+            )
+        found[int(one)] = dense.IGNORED if label == "ignore" else int(label)
+    if found and max(found.values()) < 0:
+        raise errors.InputError(f"ids={text} is not ID:CLASS,...: it names no class.")
+    return found or None
 
 
 def _blocks(model: vit.ViT, count: int) -> tuple[int, ...]:
@@ -129,8 +208,9 @@ def _loss(logits: jax.Array, labels: jax.Array, step: jax.Array) -> jax.Array:
 
 def _judged(
     job: Job, head: Any, apply: Callable, variables: Any, val: dense.Pairs
-) -> tuple[np.ndarray, list[tuple]]:
-    """The confusion matrix over a set, and some images with truth and prediction.
+) -> tuple[np.ndarray, list[tuple], dict]:
+    """The confusion matrix over a set, some images with truth and prediction, and the
+    scores of each image.
 
     Every process judges a part of the set on its own devices.
     """
@@ -148,20 +228,39 @@ def _judged(
         return np.asarray(made)[: len(images)]
 
     total, shown = np.zeros((classes, classes), np.int64), []
+    records, scores = [], []
     with contextlib.closing(shared.mine(val, s)) as pairs:
         meter = shared.meter(val, s)
         made = windows.predictions(pairs, logits, size, s)
-        for done, (pair, predicted) in enumerate(made, 1):
-            total += segmentation.confusion(pair.target, predicted, classes)
+        for done, (number, pair, predicted) in enumerate(made, 1):
+            own = segmentation.confusion(pair.target, predicted, classes)
+            total += own
+            records.append(number)
+            scores.append(_of_image(own))
             if len(shown) < s.pictures:
                 shown.append((*pair, predicted))
             if done % 50 == 0 or done == meter.stop:
                 meter.show(done, "judged")
-    return shared.added(total).astype(np.int64), shown
+    images = shared.of_images(val, records, scores)
+    return shared.added(total).astype(np.int64), shown, images
+
+
+def _of_image(matrix: np.ndarray) -> dict[str, float]:
+    """The scores of one image; NaN if it has no label."""
+    known = int(matrix.sum())
+    found = segmentation.scores(matrix if known else np.eye(len(matrix)))
+    scores = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
+    if not known:
+        scores = dict.fromkeys(scores, float("nan"))
+    return scores | {"labelled_pixels": known}
 
 
 def _outcome(
-    total: np.ndarray, shown: list[tuple], classes: tuple[str, ...], data: dict
+    total: np.ndarray,
+    shown: list[tuple],
+    classes: tuple[str, ...],
+    data: dict,
+    images: dict,
 ) -> Outcome:
     """Metrics, pictures and the table of classes, from the confusion matrix."""
     found = segmentation.scores(total)
@@ -185,4 +284,4 @@ def _outcome(
         pixels = viz.segmentation_picture(*zip(*shown), len(classes))
         pictures = [Picture("segmentation", "Predictions", caption, pixels)]
     table = Table("Classes, worst first", ["class", "IoU", "pixels"], rows)
-    return Outcome(metrics, data, pictures, [table])
+    return Outcome(metrics, data, pictures, [table], [images])

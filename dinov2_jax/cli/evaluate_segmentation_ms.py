@@ -13,4 +13,5 @@ SETTINGS = evaluate_segmentation.SETTINGS | {
 }
 """Source: arXiv:2304.07193 section 7.4, the protocol +ms."""
 
+inputs = evaluate_segmentation.inputs
 run = evaluate_segmentation.run

@@ -10,30 +10,49 @@ import types
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import evaluate_linear, frozen, heads, results
+from dinov2_jax.cli import (
+    doubts,
+    evaluate_linear,
+    frozen,
+    heads,
+    predictions,
+    results,
+    setting,
+)
 from dinov2_jax.cli.results import Job, Outcome
-from dinov2_jax.data import video
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, video
 from dinov2_jax.evals import linear
 
+POOLS = ("average", "concatenate")
 SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
-    | {
-        "frames": 8,  # of a clip, spread evenly
-        "pool": "average",  # or concatenate: what becomes of their features
-    }
+    | setting.Table(
+        frames=Setting(8, "frames of a clip, spread evenly", setting.COUNT),
+        pool=Setting(
+            "average", "what becomes of their features", setting.choice(*POOLS)
+        ),
+    )
 )
-POOLS = ("average", "concatenate")
+
+
+def inputs(job: Job) -> dict[str, video.Frames]:
+    """What the task reads: clips of the same classes."""
+    frozen.require_crop(job.backbone, job.settings)
+    heads.check(job.settings, job.backbone.model.depth)
+    found = {
+        split: _frames(getattr(job, split), job.settings) for split in ("train", "val")
+    }
+    classes.numbers(found["train"].classes, found["val"].classes, "val")
+    return found
 
 
 def run(job: Job) -> Outcome:
     """Train all heads on the clips of train and choose one on those of val."""
+    job = job.opened(inputs)
     s, backbone = job.settings, job.backbone
-    heads.check(s, backbone.model.depth)
-    if s.pool not in POOLS:
-        raise errors.InputError(f"pool={s.pool}; choose one of {', '.join(POOLS)}.")
-    sources = {"train": _frames(job.train, s), "val": _frames(job.val, s)}
-    frozen.require_same_classes(sources["train"], sources["val"])
+    sources = job.inputs
     blocks, kinds = max(s.blocks), linear.kinds(s.blocks)
     apply = evaluate_linear.inputs_of(backbone, blocks, s.compute)
     # Which clips there are is settled in the sources, not frame by frame.
@@ -42,22 +61,36 @@ def run(job: Job) -> Outcome:
     for split, source in sources.items():
         spec = f"{getattr(job, split)} ({s.frames} frames of {len(source.clips)} clips)"
         found = frozen.features(
-            backbone, apply, f"linear{blocks}", spec, job.cache, every, source
+            backbone,
+            apply,
+            f"linear{blocks}",
+            spec,
+            job.cache,
+            every,
+            source,
+            job.fingerprints[split],
         )
         sets[split] = clips(found, s.frames, s.pool, blocks + 1)
-    train, val = sets["train"], sets["val"]
+    for split, one in sets.items():
+        doubts.of_labels(job, split, one.labels, one.source.classes)
+    train, names = sets["train"], sources["train"].classes
+    val = frozen.numbered_as(sources["train"], sets["val"])
     width = backbone.model.width * (s.frames if s.pool == "concatenate" else 1)
     batches = heads.from_rows(train.rows, train.labels, s.seed, s.steps)
-    classes = train.source.classes
-    found, history = heads.trained(job, batches, val.rows, val.labels, classes, width)
+    found, history = heads.trained(job, batches, val.rows, val.labels, names, width)
     right = linear.accuracies(found, val.rows, val.labels, kinds)
     chosen, told = heads.chosen_of(right, s)
-    guess = linear.guesses(found, chosen, val.rows, kinds)
-    heads.save(job.out / "head.npz", found, chosen, classes)
-    pictures, tables = results.classified(val, guess, f"the best head, {chosen[0]}")
+    guess, scores = predictions.softmax(linear.logits(found, chosen, val.rows, kinds))
+    columns = predictions.classes(val.labels, guess, scores, names)
+    images = [predictions.of("val", val.names, val.records, columns)]
+    heads.save(job.out / "head.npz", found, chosen, names)
+    pictures, tables = results.classified(
+        val.labels, guess, names, f"the best head, {chosen[0]}"
+    )
     tables += heads.tables(right, s.rates, history)
     data = {split: one.about for split, one in sets.items()}
-    return Outcome(told, data, pictures, tables)
+    notes = ["top1 is that of the head which is best on val, chosen on val itself"]
+    return Outcome(told, data, pictures, tables, images, notes)
 
 
 def _frames(spec: str, s) -> video.Frames:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dinov2_jax import errors
 from dinov2_jax.cli import papers, results, workdir
+from dinov2_jax.escaping import shown
 from dinov2_jax.viz import page
 
 HEADS = ("run", "architecture", "task", "val", "metric", "here", "paper", "paper's set")
@@ -15,7 +16,7 @@ def show(folders: Sequence[pathlib.Path], out: pathlib.Path | None) -> int:
     """Print the table in Markdown, and write it as a page if asked; returns 0."""
     rows = [line for folder in found(folders) for line in lines(folder)]
     for row in (HEADS, ["---"] * len(HEADS), *rows):
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(map(shown, row))} |")
     if out is not None:
         title = "Evaluations"
         body = [
@@ -53,7 +54,7 @@ def lines(folder: pathlib.Path) -> list[list[str]]:
     """
     path = folder / "results.json"
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         method = about["settings"].get("method", "")
         rows = []
         for metric, value in about["metrics"].items():

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -12,22 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, sharding
-from dinov2_jax.cli import results
+from dinov2_jax import errors, sharding, writing
+from dinov2_jax.cli import results, setting, training
 from dinov2_jax.cli.results import Job, Table
+from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import linear
 from dinov2_jax.train import progress
 
-SETTINGS = {
-    "steps": 12_500,  # 10 x 1,250
-    "train_batch": 128,  # images, or clips, a device
-    "rates": linear.RATES,  # learning rates at 256 of them
-    "blocks": (1, 4),  # numbers of last blocks whose cls tokens a head sees
-    "val_every": 1250,  # steps
-    "save_every": 1250,  # steps between two states on disk
-    "log_every": 50,
-    "seed": 0,
-}
+SETTINGS = setting.Table(
+    steps=Setting(
+        12_500, "steps of the training; the paper's 10 x 1,250", setting.COUNT
+    ),
+    train_batch=Setting(128, "images, or clips, of a step and a device", setting.COUNT),
+    rates=Setting(
+        linear.RATES, "learning rates at 256 images a step", setting.POSITIVE
+    ),
+    blocks=Setting((1, 4), "last blocks whose cls tokens a head sees", setting.COUNT),
+    val_every=Setting(1250, "steps between two looks at val", setting.COUNT),
+    save_every=Setting(1250, "steps between two states on disk", setting.COUNT),
+    log_every=Setting(50, "steps between two lines", setting.COUNT),
+    seed=Setting(0, "seed of the heads, the crops and their order", setting.WHOLE),
+)
 FREE = ("batch_size", "workers", "threads", "save_every", "log_every", "val_every")
 """Settings that a training which goes on may change."""
 
@@ -47,11 +51,6 @@ def check(s, depth: int) -> None:
             f"blocks={s.blocks}; these weights have {depth}. Choose numbers from 1 to "
             f"{depth}, for example --set blocks=1,{min(4, depth)}."
         )
-    for key in ("steps", "train_batch", "val_every", "save_every", "log_every"):
-        if getattr(s, key) < 1:
-            raise errors.InputError(f"{key}={getattr(s, key)}; give 1 or more.")
-    if min(s.rates) <= 0:
-        raise errors.InputError(f"rates={s.rates} must all be positive.")
 
 
 def trained(
@@ -82,11 +81,9 @@ def trained(
     rates = linear.scaled(s.rates, batch)
     key = jax.random.key(s.seed)
     state = linear.start(key, kinds, width, len(classes), len(rates))
-    path = job.out / "training" / "state.msgpack"
-    told = {k: v for k, v in results.asked(job).items() if k not in ("tests", "labels")}
-    told["settings"] = {k: v for k, v in told["settings"].items() if k not in FREE}
-    told |= {"batch": batch, "classes": list(classes)}
-    state, history = _restored(path, state, told)
+    making = training.making(job, FREE) | {"batch": batch, "classes": list(classes)}
+    path = training.claim(job.out, making) / "state.msgpack"
+    state, history = _restored(path, state)
     step = begin = int(state.step)
     shown = progress.Progress(begin, s.steps)
     with contextlib.closing(batches(begin, batch, mesh)) as made:
@@ -102,7 +99,7 @@ def trained(
                 best = f", best on val {history[-1][1]:.3f}" if history else ""
                 shown.show(step, f"loss of the best head {low:.4f}{best}")
             if step % s.save_every == 0 or last:
-                _save(path, state, told, history)
+                _save(path, state, history)
     return jax.device_get(state.heads), history
 
 
@@ -137,43 +134,28 @@ def chosen_of(right: dict[str, np.ndarray], s) -> tuple[tuple[str, int], dict]:
     }
 
 
-def _save(path: pathlib.Path, state: linear.State, told: dict, history: list) -> None:
+def _save(path: pathlib.Path, state: linear.State, history: list) -> None:
     """The state on disk, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    note = json.dumps(told | {"history": history})
-    saved = {"state": jax.device_get(state)._asdict(), "note": note}
-    part.write_bytes(flax.serialization.msgpack_serialize(saved))
-    os.replace(part, path)
+    saved = {"state": jax.device_get(state)._asdict(), "note": json.dumps(history)}
+    with writing.replacing(path) as part:
+        part.write_bytes(flax.serialization.msgpack_serialize(saved))
 
 
-def _restored(path: pathlib.Path, state: linear.State, told: dict):
-    """The state that a stopped training left with its history, or the one given.
-
-    Raises: ValueError if it is that of other settings.
-    """
+def _restored(path: pathlib.Path, state: linear.State) -> tuple[linear.State, list]:
+    """The state that a stopped training left with its history, or the one given."""
     if not path.exists():
         return state, []
     saved = flax.serialization.msgpack_restore(path.read_bytes())
-    note = json.loads(saved["note"])
-    history = [tuple(pair) for pair in note.pop("history")]
-    wrong = [k for k in sorted(told) if told[k] != note.get(k)]
-    if wrong:
-        raise errors.InputError(
-            f"{path.parent} holds heads of another training; different are "
-            f"{', '.join(wrong)}. Choose another --out, or remove it."
-        )
+    history = [tuple(pair) for pair in json.loads(saved["note"])]
     return linear.State(**jax.tree.map(jnp.asarray, saved["state"])), history
 
 
 def save(path: pathlib.Path, heads, chosen: tuple[str, int], classes) -> None:
     """The chosen head alone: kernel, bias, which it is and its classes."""
     name, rate = chosen
-    part = path.with_name(path.name + ".part")
     parts = {k: np.asarray(heads[name][k][rate]) for k in ("kernel", "bias")}
-    with part.open("wb") as file:
+    with writing.replacing(path) as part, part.open("wb") as file:
         np.savez(file, kind=name, classes=np.array(classes), **parts)
-    os.replace(part, path)
 
 
 def tables(right: dict[str, np.ndarray], rates, history: list) -> list[Table]:

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 from dinov2_jax import config as settings
-from dinov2_jax import errors, meter
+from dinov2_jax import errors, meter, writing
 from dinov2_jax.plan import fitting, table, topologies
 
 ENVIRONMENT = {
@@ -162,9 +162,9 @@ def compiled(
     batch = f"{per_device} images a device" if per_device else "the config's batch"
     with tempfile.TemporaryDirectory() as folder:
         request, result = (pathlib.Path(folder, n) for n in ("request", "result"))
-        request.write_text(json.dumps(what))
+        request.write_text(json.dumps(what), encoding="utf-8")
         command = [sys.executable, "-m", "dinov2_jax.cli.compiling", request, result]
-        with open(pathlib.Path(folder, "errors"), "w+") as output:
+        with open(pathlib.Path(folder, "errors"), "w+", encoding="utf-8") as output:
             code = watched(command, environment, output, f"{topology.name}, {batch}")
             output.seek(0)
             said = output.read().strip().splitlines()
@@ -176,7 +176,7 @@ def compiled(
                 + (f": {said[-1][:300]}" if said else ", without a word")
                 + "."
             )
-        found = json.loads(result.read_text())
+        found = json.loads(result.read_text(encoding="utf-8"))
     if "error" in found:
         raise errors.InputError(found["error"])
     return found
@@ -215,6 +215,5 @@ def watched(command: list, environment: dict, output, name: str) -> int:
 def write(path: pathlib.Path, found: dict) -> None:
     """Keep all that was found, whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.tmp")
-    half.write_text(json.dumps(found, indent=1) + "\n")
-    half.replace(path)
+    with writing.replacing(path) as part:
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -6,14 +6,17 @@ import io
 import json
 import os
 import pathlib
+import sys
 import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.cli import frozen, workdir
+from dinov2_jax.cli import doubts, frozen, predictions, workdir
+from dinov2_jax.data import fingerprint
 from dinov2_jax.evals import depth, metrics
 from dinov2_jax.viz import evaluation, page
 
@@ -48,6 +51,30 @@ class Job:
     out: pathlib.Path
     cache: pathlib.Path  # folder of features
     settings: types.SimpleNamespace
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Split -> its opened source, or the Path of a file; of a task's `inputs`."""
+    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Split -> `fingerprint.of` its input."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Say once, on standard error and in the results, what makes them doubtful."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            print(f"{self.task}: warning: {text}", file=sys.stderr)
+
+    def opened(self, inputs: Callable[["Job"], dict[str, Any]]) -> "Job":
+        """The job with what it reads; itself if that was opened before.
+
+        Raises: ValueError if something of it cannot be opened.
+        """
+        if self.inputs:
+            return self
+        found = inputs(self)
+        prints = {split: fingerprint.of(one) for split, one in found.items()}
+        job = dataclasses.replace(self, inputs=found, fingerprints=prints)
+        doubts.of_equal_splits(job)
+        return job
 
 
 class Picture(NamedTuple):
@@ -75,14 +102,15 @@ class Outcome:
     data: dict[str, dict]  # split -> spec, images, skipped, fingerprints
     pictures: list[Picture] = dataclasses.field(default_factory=list)
     tables: list[Table] = dataclasses.field(default_factory=list)
+    images: list[predictions.Columns] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # how to read metrics
 
 
 def classified(
-    val: frozen.Set, guess: np.ndarray, what: str
+    labels: np.ndarray, guess: np.ndarray, names: Sequence[str], what: str
 ) -> tuple[list[Picture], list[Table]]:
     """Confusion matrix and worst classes of guesses, for the page."""
-    names = val.source.classes
-    matrix = metrics.confusion(val.labels, guess, len(names))
+    matrix = metrics.confusion(labels, guess, len(names))
     caption = f"{what}: true class down, guess across, in the order of the classes."
     picture = Picture(
         "confusion",
@@ -109,12 +137,27 @@ def asked(job: Job) -> dict:
         "weights": job.weights,
         "weights_sha256": job.backbone.sha256,
         "architecture": job.backbone.variant,
+        "model": json.loads(json.dumps(job.backbone.architecture)),
+        "code": workdir.code(),
         "train": job.train,
         "val": job.val,
         "tests": job.tests,
         "labels": job.labels,
+        "fingerprints": job.fingerprints,
         "settings": json.loads(json.dumps(vars(job.settings))),
     }
+
+
+def differences(before: Mapping, now: Mapping) -> list[str]:
+    """Keys whose values differ; of values that are dicts, the keys in them."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [f"{key}.{inner}" for inner in differences(old, new)]
+        elif old != new:
+            found.append(key)
+    return found
 
 
 def write(job: Job, outcome: Outcome, seconds: float) -> dict:
@@ -124,6 +167,8 @@ def write(job: Job, outcome: Outcome, seconds: float) -> dict:
         "metric": first,
         "metrics": outcome.metrics,
         "data": outcome.data,
+        "notes": outcome.notes,
+        "warnings": job.warnings,
         "versions": workdir.versions(),
         "devices": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "seconds": round(seconds, 1),
@@ -132,6 +177,7 @@ def write(job: Job, outcome: Outcome, seconds: float) -> dict:
     (job.out / "pictures").mkdir(parents=True, exist_ok=True)
     for picture in outcome.pictures:
         workdir.save_picture(job.out, picture.name, picture.pixels)
+    predictions.write(job.out, outcome.images)
     workdir.write_text(job.out / "report.html", _page(about, outcome))
     text = json.dumps(about, indent=2, allow_nan=True) + "\n"
     workdir.write_text(job.out / "results.json", text)
@@ -148,7 +194,7 @@ def _append(path: pathlib.Path, about: dict) -> None:
     if not path.exists():
         writer.writeheader()
     writer.writerow(line)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text.getvalue())
         file.flush()
         os.fsync(file.fileno())
@@ -165,6 +211,8 @@ def _page(about: dict, outcome: Outcome) -> str:
         for key, value in list(outcome.metrics.items())[:8]
     )
     parts.append(f"<dl>{tiles}</dl>")
+    for text in (*about["warnings"], *about["notes"]):
+        parts.append(f"<p>{page.text(text)}</p>")
     for picture in outcome.pictures:
         data = io.BytesIO()
         Image.fromarray(picture.pixels).save(data, format="PNG")

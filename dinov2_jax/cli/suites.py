@@ -33,7 +33,7 @@ def read(spec: str) -> dict[str, Any]:
                 f"get_config() returns {type(config).__name__}, not an ml_collections "
                 "ConfigDict"
             )
-        return config.to_dict()
+        return _plain(config)
     except Exception as error:  # a config is a program: it may raise anything
         if not values.raised_by(error, path):
             raise
@@ -41,6 +41,14 @@ def read(spec: str) -> dict[str, Any]:
         raise values.ConfigError(
             f"--config={path}: {type(error).__name__}: {text}"
         ) from error
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """A config as plain values, in the order in which they were written."""
+    # Its own iterators and to_dict() sort.
+    names = getattr(config, "_fields", config)
+    fields = {name: config[name] for name in names}
+    return {k: _plain(v) if isinstance(v, ConfigDict) else v for k, v in fields.items()}
 
 
 def tasks(spec: str) -> tuple[dict, dict[str, dict]]:

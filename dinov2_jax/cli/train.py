@@ -18,6 +18,7 @@ from dinov2_jax import checkpoint, errors, lease, processes, sharding, tree
 from dinov2_jax import config as settings
 from dinov2_jax.cli import (
     assemble,
+    depths,
     feeding,
     probes,
     replay,
@@ -26,7 +27,7 @@ from dinov2_jax.cli import (
     workdir,
 )
 from dinov2_jax.convert import export, names
-from dinov2_jax.data import pipeline, sources
+from dinov2_jax.data import pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import dino, vit
 from dinov2_jax.train import history, loop, progress
@@ -116,12 +117,15 @@ def main(given: list[str]) -> int:
 def open_sources(config: ConfigDict, folder: pathlib.Path):
     """The training source, checked for images, and the validation source or None."""
     cache = folder.parent / f".{folder.name}.lists"
-    train = sources.open_source(config.data.train, cache_dir=cache)
-    pipeline.require_decodable(train, max_pixels=config.data.max_pixels)
+    d = config.data
+    told = rules.of(d.range, d.damaged)
+    train = sources.open_source(d.train, cache_dir=cache)
+    pipeline.require_decodable(train, max_pixels=d.max_pixels, rules=told)
+    depths.tell(d.train, train, d.max_pixels, told)
     if not (config.data.val and config.eval.every):
         return train, None
     val = sources.open_source(config.data.val, cache_dir=cache)
-    pipeline.require_decodable(val, max_pixels=config.data.max_pixels)
+    pipeline.require_decodable(val, max_pixels=d.max_pixels, rules=told)
     probes.require_labels(train, val)
     return train, val
 

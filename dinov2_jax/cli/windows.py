@@ -16,8 +16,8 @@ def predictions(
     logits: Callable[[np.ndarray], np.ndarray],
     size: int,
     s: Any,
-) -> Iterator[tuple[dense.Pair, np.ndarray]]:
-    """Pairs with the class of every pixel, in order.
+) -> Iterator[tuple[int, dense.Pair, np.ndarray]]:
+    """Numbers and pairs with the class of every pixel, in order.
 
     Windows of several images fill one batch, so that all batches have one shape.
 
@@ -33,16 +33,17 @@ def predictions(
         while len(windows) >= size or (all_of_them and windows):
             made.extend(logits(np.stack(windows[:size])))
             del windows[:size]
-        while waiting and waiting[0][1] <= len(made):
-            pair, need, views = waiting.popleft()
-            yield pair, _assembled(pair.target.shape, made[:need], views, s)
+        while waiting and waiting[0][2] <= len(made):
+            number, pair, need, views = waiting.popleft()
+            yield number, pair, _assembled(pair.target.shape, made[:need], views, s)
             del made[:need]
 
-    for _, pair in pairs:
+    for number, pair in pairs:
         views = list(_views(pair.image, s))
         cut = [window for _, _, found in views for window in found]
         windows.extend(cut)
-        waiting.append((pair, len(cut), [(shape, flip) for shape, flip, _ in views]))
+        sizes = [(shape, flip) for shape, flip, _ in views]
+        waiting.append((number, pair, len(cut), sizes))
         yield from flush(False)
     yield from flush(True)
 
@@ -50,7 +51,7 @@ def predictions(
 def _views(image: np.ndarray, s: Any) -> Iterator[tuple]:
     """(size, mirrored, windows) of an image at every scale."""
     for scale in s.scales:
-        shape = dense_views.scaled_size(image, s.side * scale)
+        shape = dense_views.scaled_size(image, s.side, scale)
         scaled = dense_views.resized(image, shape)
         for flip in (False, True)[: 1 + s.mirrored]:
             one = scaled[:, ::-1] if flip else scaled

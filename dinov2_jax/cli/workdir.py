@@ -1,9 +1,10 @@
 """What a run writes about itself: config, versions, pictures, exported weights."""
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import shlex
 import subprocess
@@ -14,8 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dinov2_jax import checkpoint, errors
+from dinov2_jax import checkpoint, errors, writing
 from dinov2_jax import config as settings
+from dinov2_jax.escaping import utf8
 from dinov2_jax.train import history
 
 FREE = (
@@ -43,11 +45,26 @@ PACKAGES = [
 ]
 
 
+NUMERIC = (
+    "models/*.py",
+    "data/**/*.py",
+    "evals/*.py",
+    "features.py",
+    "neighbors.py",
+    "cli/embed.py",
+    "cli/dense.py",
+    "cli/evaluate_*.py",
+)
+"""Files whose change may change a feature or a metric."""
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    """A text file in UTF-8 whatever the locale, whole or not at all.
+
+    Names are escaped where they are made; any other surrogate is written as \\udcXX.
+    """
+    with writing.replacing(path) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def folder(text: str) -> pathlib.Path:
@@ -60,6 +77,7 @@ def folder(text: str) -> pathlib.Path:
             f"--workdir={text} is an address; mount it, for instance with gcsfuse, and "
             "give the folder, the same one on all hosts."
         )
+    utf8(text, "Orbax")
     return pathlib.Path(text).expanduser()
 
 
@@ -92,7 +110,7 @@ def check(
     if not saved.is_file() or not begun or allow_change:
         return
     try:
-        before = json.loads(saved.read_text())
+        before = json.loads(saved.read_text(encoding="utf-8"))
         changed = settings.differences(config, before)
     except (ValueError, AttributeError) as error:
         raise errors.InputError(
@@ -140,7 +158,7 @@ def claim(
         if history.last_step(folder) >= 0 and not checkpoint.steps(
             folder / "checkpoints"
         ):
-            write_text(copy, metrics.read_text())
+            write_text(copy, metrics.read_text(encoding="utf-8"))
             if about(folder).get("saved") is not None:
                 note(folder, saved=None)
             print(
@@ -176,7 +194,7 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
 def about(folder: pathlib.Path) -> dict:
     """What run.json says; nothing where there is none, or no JSON in it."""
     try:
-        content = json.loads((folder / "run.json").read_text())
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -204,13 +222,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def code() -> str:
+    """The package's version, and a digest of its files that features come from."""
+    home, digest = pathlib.Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for part in NUMERIC for path in home.glob(part)):
+        digest.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return f"{versions()['dinov2-jax']}+{digest.hexdigest()[:16]}"
+
+
 def _git() -> dict[str, str | bool]:
     """Commit and whether the checkout was changed; empty outside a checkout."""
     home = pathlib.Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         run = ["git", "-C", str(home), *arguments]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            run, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout
 
     try:
         commit = git("rev-parse", "HEAD").strip()
@@ -221,9 +250,8 @@ def _git() -> dict[str, str | bool]:
 
 def save_picture(folder: pathlib.Path, name: str, picture: np.ndarray) -> None:
     """pictures/NAME.png from [H W 3] uint8, whole or not at all."""
-    part = folder / "pictures" / f"{name}.png.part"
-    Image.fromarray(picture).save(part, format="PNG")
-    os.replace(part, folder / "pictures" / f"{name}.png")
+    with writing.replacing(folder / "pictures" / f"{name}.png") as part:
+        Image.fromarray(picture).save(part, format="PNG")
 
 
 class SkippedRecords:
@@ -232,14 +260,15 @@ class SkippedRecords:
     def __init__(self, folder: pathlib.Path, source):
         """`source` gives names; names of an earlier start are kept."""
         self.path, self.source = folder / "skipped.txt", source
-        exists = self.path.is_file()
-        self.named = set(self.path.read_text().splitlines()) if exists else set()
+        # An older version wrote it in the encoding of the locale.
+        before = self.path.read_bytes() if self.path.is_file() else b""
+        self.named = set(before.decode(errors="replace").splitlines())
 
     def add(self, ids: np.ndarray) -> int:
         """Note record numbers; returns how many there were."""
         new = {self.source.name(int(i)) for i in ids} - self.named
         if new:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{name}\n" for name in sorted(new))
             self.named |= new
         return len(ids)

@@ -21,8 +21,8 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     """A whole number above 0. Raises: ValueError, which argparse tells."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number above 0")
     return int(text)
 
 

@@ -4,14 +4,13 @@ Writers do not check what they wrote: `check` does, from the file itself.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 import safetensors.numpy
 
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 from dinov2_jax.convert import huggingface, sidecar, tables, timm
 from dinov2_jax.models import vit
 
@@ -52,12 +51,11 @@ def write_safetensors(
             heads, antialias and offset, which the tensors do not tell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     metadata = {"dinov2_jax": json.dumps(dict(about)), "format": "pt"}
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    safetensors.numpy.save_file(contiguous, part, metadata)
-    part.chmod(0o644)  # the library makes files that nobody else can read
-    os.replace(part, path)
+    with writing.replacing(path) as part:
+        safetensors.numpy.save_file(contiguous, part, metadata)
+        part.chmod(0o644)  # the library makes files that nobody else can read
 
 
 def chunked(tensors: Mapping[str, np.ndarray], chunks: int) -> dict[str, np.ndarray]:
@@ -143,7 +141,8 @@ def write_huggingface(
     ):
         if content is None:
             continue
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors, about)
 
 

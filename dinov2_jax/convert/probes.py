@@ -23,8 +23,8 @@ KERNELS = {
 }
 """How PyTorch's axes of a weight become ours."""
 
-AROUND = ("state_dict", "model")
-"""Keys under which training saves a state dict."""
+AROUND = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model")
+"""Keys under which training saves a state dict; an average of weights comes first."""
 
 WRAPPED = re.compile(r"^((module|_orig_mod|model)\.)+")
 HEAD = re.compile(r"(decode_head|linear_head)\.")
@@ -98,16 +98,20 @@ MARKS = {
 
 
 def read_head(
-    tensors: Mapping[str, np.ndarray], max_depth: float = 10.0
+    tensors: Mapping[str, np.ndarray],
+    max_depth: float = 10.0,
+    min_depth: float = 1e-3,
+    upsample: int = 4,
 ) -> tuple[nn.Module, dict]:
     """The head that a state dict holds.
 
     Args:
         tensors: official names, with or without `decode_head.` or `linear_head.` and
-            what wrappers put before, or such a dict under `state_dict` or `model`. A
-            backbone beside the head is left, see `parted`.
-        max_depth: metres that a linear depth head's last bin stands for, which the file
-            does not tell: 10 for NYU, 80 for KITTI.
+            what wrappers put before, or such a dict under a key of AROUND. A backbone
+            beside the head is left, see `parted`.
+        max_depth, min_depth: metres that a linear depth head's last and first bin stand
+            for, which tensors do not tell: released are 10 for NYU, 80 for KITTI.
+        upsample: times that a linear depth head enlarges its map.
     Returns: the module and its variables, {params[, batch_stats]} in float32.
     Raises: ValueError if it is no head, lists what is missing and unexpected, or names
         tensors with NaN or infinity.
@@ -135,7 +139,8 @@ def read_head(
             f"mis-shaped {tables.some(sorted(wrong))}."
         )
     finite.require(state)
-    module, variables = _module(kind, state, max_depth), _filled(state, table)
+    depth = {"max_depth": max_depth, "min_depth": min_depth, "upsample": upsample}
+    module, variables = _module(kind, state, depth), _filled(state, table)
     _check_sizes(kind, module, variables, {ours: n for n, (ours, _) in table.items()})
     return module, variables
 
@@ -147,13 +152,13 @@ def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
         tensors: see `read_head`.
     Raises: ValueError if it is no state dict.
     """
+    left = []
     while isinstance(tensors, Mapping):
-        inner = [
-            tensors[key] for key in AROUND if isinstance(tensors.get(key), Mapping)
-        ]
-        if not inner:
+        keys = [key for key in AROUND if isinstance(tensors.get(key), Mapping)]
+        if not keys:
             break
-        tensors = inner[0]
+        left += [f"{key}.{name}" for key in keys[1:] for name in tensors[key]]
+        tensors = tensors[keys[0]]
     arrays = isinstance(tensors, Mapping) and all(
         isinstance(value, np.ndarray) for value in tensors.values()
     )
@@ -165,23 +170,24 @@ def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
     if len(unwrapped) != len(tensors):
         raise errors.InputError("Some tensors are there twice, once inside a wrapper.")
     if not any(map(HEAD.match, unwrapped)):
-        return unwrapped, []
+        return unwrapped, left
     beside = sorted(filter(BACKBONE.match, unwrapped))
     # What is of neither keeps its name, and shows as unexpected.
     own = {HEAD.sub("", n): v for n, v in unwrapped.items() if n not in set(beside)}
-    return own, beside
+    return own, left + beside
 
 
-def _module(kind: str, state: Mapping[str, np.ndarray], max_depth: float) -> nn.Module:
-    """The module of a kind, in the sizes of the tensors."""
+def _module(kind: str, state: Mapping[str, np.ndarray], depth: Mapping) -> nn.Module:
+    """The module of a kind, in the sizes of the tensors; `depth` is of depth heads."""
     if kind == "linear classifier":
         return probes.LinearClassifier(len(state["bias"]))
     if kind == "linear depth":
-        return probes.LinearDepth(len(state["conv_depth.bias"]), max_depth=max_depth)
+        return probes.LinearDepth(len(state["conv_depth.bias"]), **depth)
     if kind == "segmentation":
         return probes.LinearSegmentation(len(state["conv_seg.bias"]))
     widths = (len(state[f"reassemble_blocks.projects.{i}.conv.bias"]) for i in range(4))
-    return probes.DPTDepth(tuple(widths), len(state["project.conv.bias"]))
+    width = len(state["project.conv.bias"])
+    return probes.DPTDepth(tuple(widths), width, depth["min_depth"])
 
 
 def _check_sizes(

@@ -95,7 +95,7 @@ def read_weights(
         raise errors.InputError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
         network, lines = sift.network(found, which, prefix)
-        sifted = sift.official(network, partial)
+        sifted = sift.official(network, partial, "width" in told)
         told_size = told.get("image_size")
         shown = infer.architecture(sifted.backbone, told_size, image_size)
         about = _joined(shown, told)
@@ -229,7 +229,7 @@ def _shards(path: pathlib.Path) -> dict:
             f"of either. {sift.NEEDED}, or a run's workdir."
         )
     try:
-        places = dict(json.loads(index.read_text())["weight_map"])
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise errors.InputError(f"{index} is damaged: {error!r}.") from error
     found = {}

@@ -5,11 +5,10 @@ code loads with `strict=True`.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 
 
 def place(path: pathlib.Path) -> pathlib.Path:
@@ -25,10 +24,9 @@ def write(path: pathlib.Path, about: Mapping) -> None:
             not taken for that of a later file of the same name.
         about: what describes the weights, see `export.about`.
     """
-    part = path.with_name(f"{path.name}.json.part")
     note = {"file": path.name, "bytes": path.stat().st_size, "dinov2_jax": dict(about)}
-    part.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, place(path))
+    with writing.replacing(place(path)) as part:
+        part.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
 def read(path: pathlib.Path) -> dict:

@@ -195,11 +195,16 @@ def _labels(networks: Iterable[Network]) -> str:
 
 def _left_out(chosen: Network, others: list[Network]) -> str:
     """A line on the tensors beside a backbone, of no other network; or nothing."""
-    used = [chosen.prefix or "\0", *(f"{chosen.parent}{head}." for head in HEADS)]
-    used += [n.parent or n.prefix for n in others if n.path == chosen.path]
-    used = tuple(start for start in used if start)
-    rest = [n for n in chosen.group if chosen.prefix and not n.startswith(used)]
-    rest += [chosen.prefix + n for n in chosen.tensors if BESIDE.match(n)]
+    rest, own = [], chosen.tensors
+    if chosen.prefix:
+        starts = [chosen.prefix, *(f"{chosen.parent}{head}." for head in HEADS)]
+        starts += [n.parent or n.prefix for n in others if n.path == chosen.path]
+        used = tuple(filter(None, starts))
+        rest = [name for name in chosen.group if not name.startswith(used)]
+    beside = {name for name in own if BESIDE.match(name)}
+    if "norm.weight" not in own:  # `_mended` reads it in its place
+        beside -= {"fc_norm.weight", "fc_norm.bias"}
+    rest += [chosen.prefix + name for name in own if name in beside]
     if not rest:
         return ""
     counts = collections.Counter(_module(name) for name in rest)
@@ -238,16 +243,20 @@ class Sifted:
     lines: list[str]  # what was read otherwise than it stands in the file
 
 
-def official(network: Network, partial: bool = False) -> Sifted:
+def official(
+    network: Network, partial: bool = False, described: bool = False
+) -> Sifted:
     """The backbone of a network under official names, and its heads.
 
     Args:
         network: of `network`.
         partial: take what there is; else a tensor too few or too many is an error.
+        described: whether a description says that it is a DINOv2 backbone: a grid of
+            3x5 patches and cls have as many positions as one of 4x4 without cls.
     Raises: ValueError that says what else it looks like.
     """
     tensors = {n: v for n, v in network.tensors.items() if not BESIDE.match(n)}
-    kind = lookalikes.model(tensors)
+    kind = None if described else lookalikes.model(tensors)
     if kind:
         kind = lookalikes.model(network.group) or kind
         raise errors.InputError(

@@ -102,7 +102,8 @@ def write(
         "call": CALL.splitlines(),
         "about": dict(about),
     }
-    (folder / "about.json").write_text(json.dumps(note, indent=2) + "\n")
+    text = json.dumps(note, indent=2) + "\n"
+    (folder / "about.json").write_text(text, encoding="utf-8")
 
 
 def about(folder: pathlib.Path) -> dict:

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, dense_tfds, layouts
-from dinov2_jax.data.pair import Pair, require_one_size
+from dinov2_jax.data import decode, dense_tfds, fingerprint, kitti, layouts, mapfiles
+from dinov2_jax.data.pair import Pair, header_size, require_one_size
+from dinov2_jax.escaping import escaped
 
 IGNORED = -1  # a label that counts nowhere
 LABELLED = {
@@ -20,7 +20,12 @@ LABELLED = {
     "cityscapes": layouts.cityscapes,
     "tfds": dense_tfds.opened,
 }
-MEASURED = {"pairs": layouts.folders, "nyud": layouts.nyud, "tfds": dense_tfds.opened}
+MEASURED = {
+    "pairs": layouts.folders,
+    "nyud": layouts.nyud,
+    "kitti": layouts.kitti,
+    "tfds": dense_tfds.opened,
+}
 """Kind of a spec -> where its files or entries are, of label maps and of depth maps."""
 
 
@@ -46,70 +51,138 @@ class Pairs:
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
             raise errors.InputError(
-                f"{path} or {target} cannot be read: {error}; mend or remove both."
+                f"{escaped(path)} or {escaped(target)} cannot be read: {error}; mend or "
+                "remove both."
             ) from error
-        require_one_size(image, found, path, target)
+        require_one_size(image.shape, found.shape, escaped(path), escaped(target))
         return Pair(image, found)
 
+    def target(self, index: int) -> np.ndarray:
+        """[H W] the map alone; of the photograph, the header is compared with it.
+
+        Raises: ValueError, naming the file, if one cannot be used.
+        """
+        path, target = self.images[index], self.targets[index]
+        try:
+            size = header_size(pathlib.Path(path))
+            found = self.read(target)
+        except (decode.DecodeError, OSError) as error:
+            raise errors.InputError(
+                f"{escaped(path)} or {escaped(target)} cannot be read: {error}; mend or "
+                "remove both."
+            ) from error
+        require_one_size(size, found.shape, escaped(path), escaped(target))
+        return found
+
     def name(self, index: int) -> str:
-        return self.images[index]
+        return escaped(self.images[index])
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "pairs", self.classes
+        for files in zip(self.images, self.targets):
+            yield from map(fingerprint.File, files)
 
 
-def read_labels(path: str, classes: int, first: int = 0, ignore: int = 255):
+def read_labels(
+    path: str,
+    classes: int,
+    first: int = 0,
+    ignore: int = 255,
+    ids: Mapping[int, int] | None = None,
+) -> np.ndarray:
     """The label map of a file.
 
     Args:
-        path: a PNG of ids (gray of 1, 8 or 16 bits) or with a palette, whose indices
-            are the ids; or a .npy of integers.
+        path: of `mapfiles.load`: grey or palette indices are the ids.
         classes: number of classes.
         first: id of class 0; smaller ids are ignored (ADE20k: 1).
-        ignore: id that is ignored, too.
+        ignore: id that is ignored, too; -1 for none.
+        ids: id -> class, or IGNORED, in the place of `first`; other ids but `ignore`
+            are refused.
     Returns: [H W] int32, 0..classes-1, and -1 where ignored.
     Raises: ValueError if the file is no label map or holds other ids.
     """
-    ids = _pixels(path, ("1", "L", "P", "I", "I;16"), "a label map")
-    return labels_of(ids, path, classes, first, ignore)
+    found = mapfiles.load(path, "a label map")
+    return labels_of(found, path, classes, first, ignore, ids)
 
 
 def labels_of(
-    ids: np.ndarray, path: str, classes: int, first: int = 0, ignore: int = 255
+    found: np.ndarray,
+    path: str,
+    classes: int,
+    first: int = 0,
+    ignore: int = 255,
+    ids: Mapping[int, int] | None = None,
 ) -> np.ndarray:
     """The label map of [H W] ids; `path` names it, the rest is as `read_labels`."""
-    if not np.issubdtype(ids.dtype, np.integer):
+    path = escaped(path)
+    if not np.issubdtype(found.dtype, np.integer):
         raise errors.InputError(
-            f"{path} holds {ids.dtype}; a label map holds integers."
+            f"{path} holds {found.dtype}; a label map holds integers."
         )
-    ids = ids.astype(np.int32)
-    out = (ids == ignore) | (ids < first)
-    wrong = np.unique(ids[(~out & (ids >= first + classes)) | (ids < 0)])
-    if len(wrong):
-        some = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+    found = found.astype(np.int64)
+    if ids:
+        keys = np.array(sorted(ids))
+        place = np.searchsorted(keys, found).clip(max=len(keys) - 1)
+        known = keys[place] == found
+        labels = np.array([ids[key] for key in keys.tolist()])[place]
+        labels, out = np.where(known, labels, IGNORED), ~known & (found == ignore)
+        wrong, range_ = ~known & ~out, f"ids={_text(ids)} and {ignore} are known"
+    else:
+        out = (found == ignore) | (found < first)
+        wrong = (~out & (found >= first + classes)) | ((found < 0) & (found != ignore))
+        labels = np.where(out, IGNORED, found - first)
+        range_ = (
+            f"with {classes} classes they run from {first} to {first + classes - 1}, or "
+            f"are ignored ({ignore})"
+        )
+    if wrong.any():
+        odd = np.unique(found[wrong])
+        some = ", ".join(map(str, odd[:5])) + (", ..." if len(odd) > 5 else "")
         raise errors.InputError(
-            f"{path} holds the ids {some}; with {classes} classes they run from "
-            f"{first} to {first + classes - 1}, or are ignored ({ignore}). Set classes, "
-            "first_id or ignore_id."
+            f"{path} holds the ids {some}; {range_}. Set classes, first_id or ignore_id, "
+            f"or say which id is which class: {suggested_ids(found)}."
         )
-    return np.where(out, np.int32(IGNORED), ids - np.int32(first))
+    return labels.astype(np.int32)
+
+
+def suggested_ids(found: np.ndarray) -> str:
+    """A setting that makes classes of the ids of a map, in their order."""
+    some = np.unique(found)[:4].tolist()
+    return "ids=" + _text({one: i for i, one in enumerate(some)})
+
+
+def _text(ids: Mapping[int, int]) -> str:
+    """A mapping as it is set."""
+    return ",".join(
+        f"{one}:{'ignore' if label == IGNORED else label}" for one, label in ids.items()
+    )
 
 
 def read_depth(path: str, scale: float = 1000.0) -> np.ndarray:
     """The depth map of a file.
 
     Args:
-        path: a PNG of 16 bits, or a .npy of metres; 0, negative or not finite where
-            unknown.
-        scale: values of the PNG that make a metre (NYUd 1000, KITTI 256).
+        path: a PNG or TIFF of 16 bits or more, or floating point or a .npy of metres;
+            0, negative or not finite where unknown.
+        scale: integers of a picture that make a metre (NYUd 1000, KITTI 256).
     Returns: [H W] float32 metres, 0 where unknown.
     Raises: ValueError if the file is no depth map.
     """
-    found = _pixels(path, ("I", "I;16", "I;16B"), "a depth map of 16 bits")
-    if path.endswith(".npy"):
-        scale = 1.0
-    return depth_of(found, path, scale)
+    found = mapfiles.load(path, "a depth map")
+    metres = path.lower().endswith(".npy") or found.dtype.kind == "f"
+    if not metres and found.dtype.itemsize == 1:
+        raise errors.InputError(
+            f"{escaped(path)} is a picture of 8 bits; a depth map has 16 bits or more, "
+            "or is a .npy of metres."
+        )
+    return depth_of(found, path, 1.0 if metres else scale)
 
 
 def depth_of(found: np.ndarray, path: str, scale: float) -> np.ndarray:
     """[H W] float32 metres of values of which `scale` make a metre, 0 where unknown."""
+    path = escaped(path)
     if found.dtype.kind not in "uif":
         raise errors.InputError(
             f"{path} holds {found.dtype}; a depth map holds numbers."
@@ -118,41 +191,13 @@ def depth_of(found: np.ndarray, path: str, scale: float) -> np.ndarray:
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 
 
-def _pixels(path: str, modes: tuple[str, ...], what: str) -> np.ndarray:
-    """[H W] values of a .npy file or of a picture in one of Pillow's modes."""
-    try:
-        found, mode = _load(path)
-    # Readers raise nearly every kind of error on damaged files.
-    except Exception as error:
-        raise errors.InputError(f"{path} cannot be read as {what}: {error}") from error
-    if mode is None:
-        if found.ndim != 2 or found.dtype.kind not in "biuf":
-            raise errors.InputError(
-                f"{path} holds {found.shape} {found.dtype}; {what} is [H W] numbers."
-            )
-        return found.astype(np.uint8) if found.dtype == bool else found
-    if mode not in modes:
-        raise errors.InputError(
-            f"{path} is a PNG of mode {mode}; {what} is one of {', '.join(modes)}: one "
-            "channel."
-        )
-    return found.astype(np.int64)
-
-
-def _load(path: str) -> tuple[np.ndarray, str | None]:
-    """The array in a .npy file, or that of a PNG with Pillow's mode of it."""
-    if path.endswith(".npy"):
-        return np.load(path, allow_pickle=False), None
-    with Image.open(path, formats=("PNG",)) as picture:
-        return np.asarray(picture), picture.mode
-
-
 def open_labels(
     spec: str,
     *,
     classes: int | None = None,
     first: int = 0,
     ignore: int = 255,
+    ids: Mapping[int, int] | None = None,
     max_pixels: int = decode.MAX_PIXELS,
 ) -> Pairs | dense_tfds.TfdsPairs:
     """Photographs with label maps.
@@ -162,8 +207,9 @@ def open_labels(
             extension; LABELS/classes.txt may name the classes, one a line),
             ade20k:ROOT:training|validation, voc:ROOT:train|val|trainval,
             cityscapes:ROOT:train|val, or a TFDS set as for `open_source`.
-        classes, first, ignore: of `read_labels`, for pairs: and tfds:; the layouts know
-            theirs. None takes the names of classes.txt, or those that TFDS knows.
+        classes, first, ignore, ids: of `read_labels`, for pairs: and tfds:; the layouts
+            know theirs. None takes the names of classes.txt, those that TFDS knows, or
+            as many classes as `ids` names.
         max_pixels: largest photograph that is decoded.
     Returns: the pairs, in the order of their names.
     Raises: ValueError if files are missing, with how many and which.
@@ -171,14 +217,24 @@ def open_labels(
     kind, rest = _kind(spec, LABELLED)
     if kind == "tfds":
         *found, names = dense_tfds.opened(spec, dense_tfds.LABELS)
-        names = _named(spec, names, classes, first)
-    elif kind == "pairs":
-        found, names = layouts.folders(spec, rest)
-        names = _named(spec, names, classes, first)
     else:
         found, names = LABELLED[kind](spec, rest)
+    if kind not in ("pairs", "tfds"):
+        if ids:
+            raise errors.InputError(
+                f"{spec} knows its ids; ids={_text(ids)} is not for it."
+            )
         first, ignore = int(kind == "ade20k"), 255
-    told = {"classes": len(names), "first": first, "ignore": ignore}
+    else:
+        if ids:
+            first = 0
+            classes = classes or (None if names else max(ids.values()) + 1)
+        names = _named(spec, names, classes, first)
+    if ids and not IGNORED <= min(ids.values()) <= max(ids.values()) < len(names):
+        raise errors.InputError(
+            f"ids={_text(ids)} must name classes from 0 to {len(names) - 1}, or ignore."
+        )
+    told = {"classes": len(names), "first": first, "ignore": ignore, "ids": ids}
     if kind == "tfds":
         read = functools.partial(labels_of, **told)
         return dense_tfds.TfdsPairs(spec, *found, read, names, max_pixels)
@@ -201,16 +257,23 @@ def _named(
 
 
 def open_depth(
-    spec: str, *, scale: float = 1000.0, max_pixels: int = decode.MAX_PIXELS
-) -> Pairs | dense_tfds.TfdsPairs:
+    spec: str,
+    *,
+    scale: float = 1000.0,
+    kb_crop: bool = False,
+    max_pixels: int = decode.MAX_PIXELS,
+) -> Pairs | dense_tfds.TfdsPairs | kitti.Cropped:
     """Photographs with depth maps.
 
     Args:
         spec: pairs:IMAGES,DEPTHS (two folders; partners have the same path but for the
-            extension), or nyud:ROOT:LIST, where LIST is train, test or a text file in
-            ROOT with an image and a depth map a line (nyu_train.txt for train); or a
-            TFDS set as for `open_source`.
+            extension); nyud:ROOT:LIST, where LIST is train, test or a text file in
+            ROOT with an image and a depth map a line (nyu_train.txt for train);
+            kitti:ROOT:LIST likewise (kitti_eigen_train.txt), its images below
+            ROOT/input and its maps below ROOT/gt_depth; or a TFDS set as for
+            `open_source`.
         scale: of `read_depth`; depth of floating point is in metres.
+        kb_crop: whether `kitti.Cropped` keeps a part of each.
         max_pixels: largest photograph that is decoded.
     Returns: the pairs.
     Raises: ValueError if files are missing, with how many and which.
@@ -219,9 +282,12 @@ def open_depth(
     if kind == "tfds":
         *found, _ = dense_tfds.opened(spec, dense_tfds.DEPTHS)
         read = functools.partial(_metres, scale=scale)
-        return dense_tfds.TfdsPairs(spec, *found, read, (), max_pixels)
-    found, _ = MEASURED[kind](spec, rest)
-    return Pairs(*found, functools.partial(read_depth, scale=scale), (), max_pixels)
+        pairs = dense_tfds.TfdsPairs(spec, *found, read, (), max_pixels)
+    else:
+        found, _ = MEASURED[kind](spec, rest)
+        read = functools.partial(read_depth, scale=scale)
+        pairs = Pairs(*found, read, (), max_pixels)
+    return kitti.Cropped(pairs) if kb_crop else pairs
 
 
 def _metres(found: np.ndarray, path: str, scale: float) -> np.ndarray:

@@ -4,8 +4,8 @@ A batch is a pure function of (seed, step), as in `pipeline`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -108,11 +108,22 @@ def val_pairs(
     Returns: an iterator; close() it to end its threads.
     Raises: ValueError while iterating if a file cannot be used.
     """
-    count = min(len(source), limit or len(source))
+    mine = spread(len(source), limit)[process::processes]
+    return read(mine, lambda index: (index, source[index]), threads, prefetch)
 
-    def read(position: int) -> tuple[int, dense.Pair]:
-        index = int(position) * len(source) // count
-        return index, source[index]
 
-    steps = grain.MapDataset.range(process, count, processes).map(read)
+def spread(length: int, limit: int = 0) -> list[int]:
+    """Numbers of at most `limit` of so many pairs, evenly spread; 0 for all."""
+    count = min(length, limit or length)
+    return [i * length // count for i in range(count)]
+
+
+def read(
+    numbers: Sequence[int],
+    look: Callable[[int], Any],
+    threads: int = 2,
+    prefetch: int = 4,
+) -> Iterator[Any]:
+    """What `look` makes of each number, in order; close() it to end its threads."""
+    steps = grain.MapDataset.source(numbers).map(lambda index: look(int(index)))
     return pipeline.iterate(steps, 0, threads, prefetch)

@@ -1,14 +1,15 @@
 """Photographs with label or depth maps from TFDS data sets."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode, sources
-from dinov2_jax.data.pair import Pair, require_one_size
+from dinov2_jax.data import decode, fingerprint, sources
+from dinov2_jax.data.pair import Pair, header_size, require_one_size
+from dinov2_jax.escaping import escaped
 
 LABELS = ("segmentation_label", "segmentation_mask", "label_map", "annotation")
 DEPTHS = ("depth", "depth_map")
@@ -31,12 +32,39 @@ class TfdsPairs:
 
     def __getitem__(self, index: int) -> Pair:
         """Raises ValueError, naming the record, if it cannot be used."""
-        name = self.name(index)
+        entry, name = self._entry(index), self.name(index)
         try:
-            entry = self.data[int(index)]
             image = decode.decode(entry["image"], max_pixels=self.max_pixels)
-        except (decode.DecodeError, RuntimeError, IndexError, OSError) as error:
+        except decode.DecodeError as error:
             raise errors.InputError(f"{name} cannot be read: {error}") from error
+        target = self._map(entry, name)
+        require_one_size(image.shape, target.shape, name, f"its {self.feature}")
+        return Pair(image, target)
+
+    def target(self, index: int) -> np.ndarray:
+        """[H W] the map alone; of the photograph, the header is compared with it.
+
+        Raises: ValueError, naming the record, if it cannot be used.
+        """
+        entry, name = self._entry(index), self.name(index)
+        try:
+            size = header_size(entry["image"])
+        except decode.DecodeError as error:
+            raise errors.InputError(f"{name} cannot be read: {error}") from error
+        target = self._map(entry, name)
+        require_one_size(size, target.shape, name, f"its {self.feature}")
+        return target
+
+    def _entry(self, index: int) -> dict:
+        """What the data source gives of a record."""
+        try:
+            return self.data[int(index)]
+        except (RuntimeError, IndexError, OSError) as error:
+            name = self.name(index)
+            raise errors.InputError(f"{name} cannot be read: {error}") from error
+
+    def _map(self, entry: dict, name: str) -> np.ndarray:
+        """[H W] of an entry."""
         found = np.asarray(entry[self.feature])
         if found.ndim == 3 and found.shape[2] == 1:
             found = found[..., 0]
@@ -44,12 +72,15 @@ class TfdsPairs:
             raise errors.InputError(
                 f"{name}: {self.feature} is {found.shape}; a map has one channel."
             )
-        target = self.read(found, name)
-        require_one_size(image, target, name, f"its {self.feature}")
-        return Pair(image, target)
+        return self.read(found, name)
 
     def name(self, index: int) -> str:
-        return f"{self.spec} record {index}"
+        return f"{escaped(self.spec)} record {index}"
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "tfds pairs", self.feature, self.classes
+        yield fingerprint.of(sources.open_source(self.spec))
 
 
 def opened(spec: str, names: tuple[str, ...]) -> tuple[Any, str, tuple[str, ...]]:

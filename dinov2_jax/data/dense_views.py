@@ -15,11 +15,17 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def scaled_size(image: np.ndarray, short: float) -> tuple[int, int]:
-    """(height, width) of an image whose shorter side becomes `short` pixels."""
+def scaled_size(image: np.ndarray, side: int, scale: float) -> tuple[int, int]:
+    """(height, width) of an image whose shorter side becomes `side * scale` pixels.
+
+    Source: mmsegmentation cuts the product to an integer (640 x 1.32 is 844), mmcv
+    rounds the sides, halves upwards.
+    Differs: the longer side has no limit; the reference's protocol of one scale limits
+    it to 2,048 pixels, which images of an aspect above 4 would meet.
+    """
     height, width = image.shape[:2]
-    factor = short / min(height, width)
-    return max(round(height * factor), 1), max(round(width * factor), 1)
+    factor = max(int(side * scale), 1) / min(height, width)
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def padded(array: np.ndarray, size: tuple[int, int], fill) -> np.ndarray:
@@ -51,7 +57,7 @@ class SegmentationViews:
     recolor: bool = True
 
     def __call__(self, pair: dense.Pair, rng: np.random.Generator) -> dense.Pair:
-        size = scaled_size(pair.image, self.side * rng.uniform(*self.ratio))
+        size = scaled_size(pair.image, self.side, rng.uniform(*self.ratio))
         image = resized(pair.image, size)
         labels = cv2.resize(pair.target, size[::-1], interpolation=cv2.INTER_NEAREST)
         for _ in range(10):
@@ -78,8 +84,12 @@ class DepthViews:
     Fields: `crop` (height, width) in pixels; `border` (top, bottom, left, right) that
     is kept of every photograph first, or None for all of it; `degrees` of turning, in
     half of the cases; `flip` probability; `recolor` probability; ranges of `gamma`,
-    `brightness` and the `color` of each channel.
-    Source: arXiv:1907.10326 (BTS), whose augmentation the reference uses.
+    `brightness` and the `color` of each channel, whose order does not matter.
+    Source: RandomRotate, RandomFlip, RandomCrop and ColorAug of the
+    Monocular-Depth-Estimation-Toolbox, with the settings of its configs for NYU
+    (brightness 0.75 to 1.25) and KITTI (0.9 to 1.1). As there, gamma is the power of
+    levels of 0 to 255, which darkens or brightens much more than that of shares.
+    Differs: colours are rounded down to whole levels, as pictures have them.
     """
 
     crop: tuple[int, int] = (416, 544)
@@ -113,8 +123,8 @@ class DepthViews:
     def _recolored(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """With another gamma, brightness and tint."""
         factor = rng.uniform(*self.brightness) * rng.uniform(*self.color, 3)
-        levels = np.arange(256)[:, None] / 255
-        table = np.clip(levels ** rng.uniform(*self.gamma) * factor, 0, 1) * 255
+        levels = np.arange(256.0)[:, None]
+        table = np.clip(levels ** rng.uniform(*self.gamma) * factor, 0, 255)
         return np.stack([table[image[..., c], c] for c in range(3)], -1).astype(
             np.uint8
         )

@@ -1,15 +1,14 @@
 """Images in a folder, without a walk at every start."""
 
-import collections
-import logging
 import os
 from collections.abc import Iterator
 
-from dinov2_jax import errors
-from dinov2_jax.data import listing
-from dinov2_jax.data.record import Record
+import numpy as np
 
-EXTENSIONS = frozenset(b".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
+from dinov2_jax import errors
+from dinov2_jax.data import decode, fingerprint, listing, walk
+from dinov2_jax.data.record import Record
+from dinov2_jax.escaping import escaped, shown
 
 
 class Folder:
@@ -22,7 +21,7 @@ class Folder:
     def __init__(self, root: str, cache_dir: str | os.PathLike | None = None):
         """
         Args:
-            root: the folder; links are followed.
+            root: the folder; links are followed, see `walk`.
             cache_dir: where the list of files is kept, or None.
         Raises: ValueError if root is missing or holds no image.
         """
@@ -32,10 +31,10 @@ class Folder:
         kept = listing.cache_path(cache_dir, "folder", self.root)
         found = listing.load(kept)
         if found is None:
-            other, walked = collections.Counter(), []
-            images = _images(os.fsencode(self.root), other, walked)
-            found = listing.build(images, 0, walked, kept)
-            report(f"folder:{root}", found, other)
+            ignored, walked = walk.Ignored(), []
+            images = _images(self.root, ignored, walked)
+            found = listing.build(images, 0, walked, kept, ignored)
+        report(f"folder:{root}", found)
         self._files, self.classes = found, found.classes
 
     def __len__(self) -> int:
@@ -47,60 +46,49 @@ class Folder:
             return Record(file.read(), int(self._files.labels[index]))
 
     def name(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self._files.path(index)))
+        path = os.path.join(os.fsencode(self.root), self._files.path(index))
+        return escaped(path)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] int32 of all records, -1 where there is none."""
+        return self._files.labels
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads; a folder that was moved whole stays the same."""
+        yield "folder", self.classes
+        root = os.fsencode(self.root)
+        for index in range(len(self)):
+            name = self._files.path(index)
+            yield fingerprint.File(os.path.join(root, name), name)
 
 
 def _images(
-    root: bytes, other: collections.Counter, walked: list[bytes]
+    root: str, ignored: walk.Ignored, walked: list[bytes]
 ) -> Iterator[listing.Entry]:
-    """The images below a folder, sorted.
-
-    `other` counts the files that are none, `walked` takes every folder.
-    """
-    seen = set()  # folders by device and number: a link may point to its parent
-
-    def walk(folder: bytes, prefix: bytes):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        walked.append(folder)
-        with os.scandir(folder) as entries:
-            entries = sorted((entry.name, entry.is_dir()) for entry in entries)
-        for name, is_folder in entries:
-            if is_folder:
-                yield from walk(os.path.join(folder, name), prefix + name + b"/")
-            elif is_image(name, other):
-                yield prefix + name, (), None
-
-    yield from walk(root, b"")
+    """The images below a folder, sorted; `walked` takes every folder."""
+    for name in walk.Walk(root, ignored, walked).files():
+        if is_image(name, ignored):
+            yield name, (), None
 
 
-def is_image(name: bytes, other: collections.Counter) -> bool:
-    """Whether a file name says image; counts the extension of those that do not."""
-    base = os.path.basename(name)
-    extension = os.path.splitext(base)[1].lower()
-    # A leading dot: what macOS writes beside each file, with the same extension.
-    if extension in EXTENSIONS and not base.startswith(b"."):
+def is_image(name: str | bytes, ignored: walk.Ignored) -> bool:
+    """Whether the path of a file says image, and no service has left it; else counts it."""
+    if walk.is_service(name):
+        ignored.entry(walk.HIDDEN, name)
+        return False
+    extension = os.path.splitext(name)[1].lower()
+    if os.fsdecode(extension) in decode.EXTENSIONS:
         return True
-    other[os.fsdecode(extension)] += 1
+    ignored.file(name)
     return False
 
 
-def report(spec: str, found: listing.Listing, other: collections.Counter) -> None:
-    """Logs what was found and what was left out; raises ValueError if nothing."""
-    ignored = ", ".join(f"{n} {x or 'without extension'}" for x, n in other.items())
+def report(spec: str, found: listing.Listing) -> None:
+    """Tells what a list left out; raises ValueError if it holds nothing."""
     if not len(found):
-        known = " ".join(sorted(x.decode() for x in EXTENSIONS))
         raise errors.InputError(
-            f"{spec} holds no image (ignored: {ignored or 'nothing'}); names must end "
-            f"in one of {known}."
+            f"{shown(spec)} holds no image (ignored: {found.ignored or 'nothing'}); "
+            f"names must end in one of {' '.join(sorted(decode.EXTENSIONS))}."
         )
-    logging.getLogger(__name__).info(
-        "%s: %d images in %d classes; %d other files ignored%s",
-        spec,
-        len(found),
-        len(found.classes),
-        other.total(),
-        f" ({ignored})" if ignored else "",
-    )
+    walk.tell(spec, len(found), found.ignored)

@@ -11,14 +11,15 @@ import hashlib
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.data import remote
+from dinov2_jax import errors, escaping
+from dinov2_jax.data import remote, walk
 
 log = logging.getLogger(__name__)
 FLUSH = 1 << 16  # entries that are held in memory while a list is made
@@ -39,6 +40,8 @@ class Listing:
     labels: np.ndarray  # [n] int32, index into `classes`, -1 if none
     extra: np.ndarray  # [n C] int64, for the owner's use; C may be 0
     classes: tuple[str, ...]
+    ignored: walk.Ignored  # what was left out when it was made
+    notes: tuple[str, ...]  # on what was listed, for people
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,14 +59,19 @@ def build(
     columns: int,
     watched: Sequence[bytes],
     file: pathlib.Path | None,
+    ignored: walk.Ignored,
+    notes: Sequence[str] = (),
 ) -> Listing:
     """A listing in a file of its own, written whole or not at all.
 
     Args:
-        entries: in their order; read once, while `watched` may still grow.
+        entries: in their order; read once, while `watched` and `notes` may still grow.
         columns: C, numbers of an entry.
         watched: files and folders that it was made from; a change of one ends it.
-        file: where it is kept; None: for the life of this process.
+        file: where it is kept; None: for the life of this process, as where something
+            was passed over that may be mended without a change of what is watched.
+        ignored: what is left out, known once the entries are read.
+        notes: lines that are kept with it.
     Returns: the listing. Labels are classes in the order of their names; where entries
         give labels, classes are their numbers.
     """
@@ -72,7 +80,7 @@ def build(
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".listing") as folder:
         spool = pathlib.Path(folder)
         names = _spooled(spool, entries, columns)
-        if not (spool / "labels").stat().st_size:
+        if not (spool / "labels").stat().st_size or ignored.mendable:
             file = _scratch()  # there is nothing to keep
         whole = spool / "whole.npz"
         with open(whole, "wb") as out:
@@ -80,11 +88,13 @@ def build(
                 out,
                 **{kind: _mapped(spool / kind, dtype) for kind, dtype in KINDS.items()},
                 columns=np.array(columns),
-                classes=_packed(os.fsencode(name) for name in names),
+                classes=_packed(name.encode() for name in names),
                 watched=_packed(watched),
                 stamp=np.array(_stamp(watched)),
+                ignored=np.array(ignored.json()),
+                notes=_packed(line.encode() for line in notes),
             )
-        os.replace(whole, file)
+        shutil.move(whole, file)  # _scratch may lie on another disk
     return _opened(file)
 
 
@@ -144,18 +154,20 @@ def _spooled(folder: pathlib.Path, entries: Iterable[Entry], columns: int) -> li
         if len(parts["labels"]) == FLUSH:
             flush()
     flush()
-    names = sorted(found)
-    rank = np.full(len(names) + 1, -1, np.int32)  # the last: where there is no folder
+    folders = {number: escaping.normalized(name) for name, number in found.items()}
+    names = sorted(set(folders.values()))
+    places = {name: place for place, name in enumerate(names)}
+    rank = np.full(len(folders) + 1, -1, np.int32)  # the last: where there is no folder
     if largest < 0:
-        rank[[found[name] for name in names]] = np.arange(len(names))
+        rank[:-1] = [places[folders[number]] for number in range(len(folders))]
     labels = _mapped(folder / "labels", np.int32, "r+")
     for start in range(0, len(labels), FLUSH):
         part = labels[start : start + FLUSH]
-        folders = rank[-2 - np.minimum(part, -1)]
-        labels[start : start + FLUSH] = np.where(part < 0, folders, part)
+        ranks = rank[-2 - np.minimum(part, -1)]
+        labels[start : start + FLUSH] = np.where(part < 0, ranks, part)
     if largest >= 0:
         return [str(number) for number in range(largest + 1)]
-    return [os.fsdecode(name) for name in names]
+    return names
 
 
 def _mapped(file: pathlib.Path, dtype, mode: str = "r") -> np.ndarray:
@@ -168,8 +180,10 @@ def _mapped(file: pathlib.Path, dtype, mode: str = "r") -> np.ndarray:
 def _opened(file: pathlib.Path) -> Listing:
     """The listing in a file, its large arrays mapped where they lie in it."""
     with np.load(file, allow_pickle=False) as kept, zipfile.ZipFile(file) as members:
-        names = [os.fsdecode(name) for name in _unpacked(kept["classes"])]
+        names = [name.decode() for name in _unpacked(kept["classes"])]
+        ignored = walk.Ignored(str(kept["ignored"]))
         columns, stamp = int(kept["columns"]), str(kept["stamp"])
+        notes = tuple(line.decode() for line in _unpacked(kept["notes"]))
         arrays = {}
         for kind, dtype in KINDS.items():
             with members.open(f"{kind}.npy") as member:
@@ -185,7 +199,9 @@ def _opened(file: pathlib.Path) -> Listing:
             arrays[kind] = np.memmap(file, dtype, "r", start, size) if size else empty
     rows = len(arrays["labels"])
     arrays["extra"] = arrays["extra"].reshape(rows, columns)
-    return Listing(file, stamp, **arrays, classes=tuple(names))
+    return Listing(
+        file, stamp, **arrays, classes=tuple(names), ignored=ignored, notes=notes
+    )
 
 
 def _again(file: pathlib.Path, stamp: str) -> Listing:

@@ -4,8 +4,11 @@ import json
 import os
 import pathlib
 from typing import TypedDict
+from unicodedata import normalize
 
 from dinov2_jax import errors
+from dinov2_jax.data.faults import Refused
+from dinov2_jax.escaping import escaped, shown
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -39,7 +42,7 @@ def read(folder: str | os.PathLike) -> Manifest:
     folder = pathlib.Path(folder)
     path = folder / NAME
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise errors.InputError(f"format {found['format']} is not {FORMAT}")
         total = sum(shard["records"] for shard in found["shards"])
@@ -48,20 +51,26 @@ def read(folder: str | os.PathLike) -> Manifest:
                 f"{found['records']} records, but its shards hold {total}"
             )
         sizes = [(shard["file"], shard["bytes"]) for shard in found["shards"]]
-        tuple(found["classes"]), found["labelled"], found["source"]
+        # Escaped when they were packed, but by an older version not.
+        found["classes"] = [normalize("NFC", shown(x)) for x in found["classes"]]
+        found["labelled"], found["source"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.InputError(
             f"{path} is no list of a packed data set: {error}"
         ) from error
+    for name, _ in sizes:
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise errors.InputError(
+                f"{path} names {name!r}, which is no file beside it; pack again."
+            )
+    wrong = []
     for name, size in sizes:
         shard = folder / name
         if not shard.is_file():
-            raise errors.InputError(
-                f"{shard} is missing, but {path} names it; pack again."
-            )
-        if shard.stat().st_size != size:
-            raise errors.InputError(
-                f"{shard} has {shard.stat().st_size} bytes, but {path} says {size}; "
-                "copy or pack it again."
-            )
+            wrong.append(f"{escaped(shard)} is missing, but {path} names it")
+        elif shard.stat().st_size != size:
+            has = shard.stat().st_size
+            wrong.append(f"{escaped(shard)} has {has} bytes, but {path} says {size}")
+    if wrong:
+        raise Refused(wrong, f"copy {len(wrong)} of {len(sizes)} shards or pack again")
     return found

@@ -19,6 +19,9 @@ CROPS = ("none", "nyu", *SHARES)
 ERRORS = ("rmse", "rmse_log", "abs_rel", "sq_rel", "log10", "silog")
 """Metrics of depth that are no shares."""
 
+METRICS = (*ERRORS, "delta1", "delta2", "delta3")
+"""All of `metrics`, in their order."""
+
 
 def valid(target: jax.Array, max_depth: float) -> jax.Array:
     """Where the truth is known and counts: above 0 and at most `max_depth` metres."""

@@ -48,9 +48,9 @@ def top1(
 
     Args:
         val_labels: [n] int >= 0.
-        others: see `guesses`.
+        others: see `voted`.
     Returns: k -> accuracy in [0, 1].
-    Raises: ValueError as `guesses`, or if a validation row has no label.
+    Raises: ValueError as `voted`, or if a validation row has no label.
     """
     _check("train", train, train_labels)
     _check("val", val, val_labels)
@@ -67,7 +67,24 @@ def guesses(
     block: int = 1024,
     shards: int = 1,
 ) -> dict[int, np.ndarray]:
-    """The class that the neighbours guess for each validation row.
+    """The class that the neighbours guess for each validation row: k -> [n] int64.
+
+    Arguments and errors are those of `voted`.
+    """
+    found = voted(train, train_labels, val, ks, temp, block, shards)
+    return {k: guess for k, (guess, _) in found.items()}
+
+
+def voted(
+    train: jax.Array,
+    train_labels: np.ndarray,
+    val: jax.Array,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temp: float = 0.07,
+    block: int = 1024,
+    shards: int = 1,
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The class that gets most of the neighbours' votes, and its share of them.
 
     Args:
         train: [m D] features, not yet normalised.
@@ -77,7 +94,8 @@ def guesses(
         temp: see `votes`.
         block: validation rows at once.
         shards: devices that each search a part of the training rows.
-    Returns: k -> [n] int64.
+    Returns: k -> ([n] int64 class, [n] float32 weight of its votes, of the softmax over
+        the largest k).
     Raises: ValueError if the training set is empty, a label is missing, or no k is
         positive.
     Source: arXiv:1805.01978 section 3.4; arXiv:2304.07193 section 7.1.
@@ -89,7 +107,9 @@ def guesses(
     classes = int(train_labels.max()) + 1
     val = unit_rows(jnp.asarray(val))
     keys = neighbors.spread(unit_rows(jnp.asarray(train)), shards)
-    found = {k: np.empty(len(val), np.int64) for k in ks}
+    found = {
+        k: (np.empty(len(val), np.int64), np.empty(len(val), np.float32)) for k in ks
+    }
     for start in range(0, len(val), block):
         rows = np.asarray(val[start : start + block])
         dots, ids = neighbors.topk(
@@ -98,7 +118,9 @@ def guesses(
         nearest = train_labels[np.asarray(ids)]
         scores = votes(dots, nearest, classes, tuple(ks), temp)
         for k, score in scores.items():
-            found[k][start : start + block] = np.asarray(score).argmax(1)
+            score, (guess, weight) = np.asarray(score), found[k]
+            guess[start : start + block] = score.argmax(1)
+            weight[start : start + block] = score.max(1)
     return found
 
 
@@ -107,16 +129,22 @@ def few(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray
 
     Raises: ValueError if a class has fewer.
     """
-    classes, counts = np.unique(labels, return_counts=True)
-    if number < 1 or counts.min() < number:
-        raise errors.InputError(
-            f"{number} images a class are asked for; the smallest class has "
-            f"{counts.min()}. Ask for 1 to {counts.min()}."
-        )
+    require_few(labels, number)
     drawn = [
-        rng.choice(np.flatnonzero(labels == c), number, replace=False) for c in classes
+        rng.choice(np.flatnonzero(labels == c), number, replace=False)
+        for c in np.unique(labels)
     ]
     return np.sort(np.concatenate(drawn))
+
+
+def require_few(labels: np.ndarray, number: int) -> None:
+    """Raises ValueError if a class has fewer rows."""
+    least = np.unique(labels, return_counts=True)[1].min()
+    if least < number:
+        raise errors.InputError(
+            f"{number} images a class are asked for; the smallest class has {least}. "
+            f"Ask for 1 to {least}."
+        )
 
 
 def _check(name: str, features: jax.Array, labels: np.ndarray) -> None:

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dinov2_jax import errors
-
 MOMENTUM = 0.9
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Learning rates at a batch of 256 images."""
@@ -185,7 +183,21 @@ def guesses(
     kinds: tuple[Kind, ...],
     among: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The classes that one head guesses.
+    """The classes that one head guesses: [n] int64, numbers of all or places in `among`.
+
+    Arguments are those of `logits`.
+    """
+    return logits(heads, chosen, x, kinds, among).argmax(1)
+
+
+def logits(
+    heads: dict,
+    chosen: tuple[str, int],
+    x: np.ndarray,
+    kinds: tuple[Kind, ...],
+    among: np.ndarray | None = None,
+) -> np.ndarray:
+    """Logits of one head.
 
     Args:
         heads: of a State.
@@ -193,30 +205,10 @@ def guesses(
         x: [n F], as `update`.
         kinds: of the heads.
         among: [k] classes to choose from; None for all.
-    Returns: [n] int64, numbers of all classes, or places in `among`.
+    Returns: [n K] or, of those in `among`, [n k].
     """
     name, rate = chosen
     kind = next(kind for kind in kinds if kind.name == name)
     kernel, bias = (np.asarray(heads[name][k][rate]) for k in ("kernel", "bias"))
-    logits = np.asarray(_part(x, kind, kinds)) @ kernel + bias
-    return (logits if among is None else logits[:, among]).argmax(1)
-
-
-def class_numbers(train: Sequence[str], test: Sequence[str]) -> np.ndarray:
-    """Number among the training classes of each class of a test set.
-
-    A test set may hold some of the classes (ImageNet-A and R do), or name them by
-    their numbers (ImageNet-V2 does).
-
-    Raises: ValueError that names classes that the training set does not have.
-    """
-    places = {name: number for number, name in enumerate(train)}
-    unknown = [name for name in test if name not in places]
-    if not unknown:
-        return np.array([places[name] for name in test])
-    if all(name.isdigit() and int(name) < len(train) for name in test):
-        return np.array([int(name) for name in test])
-    raise errors.InputError(
-        f"{len(unknown)} of {len(test)} classes are none of training, such as "
-        f"{', '.join(unknown[:3])}; name them as there, or by their number."
-    )
+    found = np.asarray(_part(x, kind, kinds)) @ kernel + bias
+    return found if among is None else found[:, among]

@@ -2,8 +2,9 @@
 
 import json
 import math
-import os
 import pathlib
+
+from dinov2_jax import writing
 
 CLOCK = ("time/", "memory/")
 """Beginnings of the only metrics that differ between two runs of one config."""
@@ -21,10 +22,10 @@ class History:
         """
         self.path = folder / "metrics.jsonl"
         self.lines = [line for line in lines or [] if json.loads(line)["step"] <= step]
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(line + "\n" for line in self.lines))
-        os.replace(part, self.path)
-        self._file = self.path.open("a")
+        with writing.replacing(self.path) as part:
+            text = "".join(line + "\n" for line in self.lines)
+            part.write_text(text, encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
         self._board = _board(folder, step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -61,14 +62,14 @@ class Silent:
 def last_step(folder: pathlib.Path) -> int:
     """Step of the last whole line of a run's history; -1 if there is none."""
     metrics = folder / "metrics.jsonl"
-    text = metrics.read_text() if metrics.is_file() else ""
+    text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
     whole = text[: text.rfind("\n") + 1].splitlines()
     return json.loads(whole[-1])["step"] if whole else -1
 
 
 def reproducible(folder: pathlib.Path) -> list[dict]:
     """Lines of a run's history without what a clock or the memory says."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)}
         for line in lines

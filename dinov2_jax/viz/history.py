@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax.escaping import escaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +94,10 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _names(folders: list[pathlib.Path]) -> list[str]:
     """Shortest tails of the paths that all differ."""
     for depth in range(1, max(len(folder.parts) for folder in folders)):
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        names = [escaped("/".join(folder.parts[-depth:])) for folder in folders]
         if len(set(names)) == len(names):
             return names
-    return [str(folder) for folder in folders]
+    return [escaped(str(folder)) for folder in folders]
 
 
 def _run(folder: pathlib.Path, name: str) -> Run:

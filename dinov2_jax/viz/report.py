@@ -5,6 +5,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from dinov2_jax import writing
 from dinov2_jax.viz import curves, headline, history, page, summary
 
 CURVES = {
@@ -208,9 +209,5 @@ def _started(run: history.Run) -> str:
 def _replace(path: pathlib.Path, content: bytes) -> None:
     """Writes a file so that a reader sees the old or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing.replacing(path, shared=True) as part:
         part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

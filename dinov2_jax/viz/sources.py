@@ -1,12 +1,13 @@
 """A picture of a data source: sizes of its images, formats, speed of each stage."""
 
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from dinov2_jax import writing
 
 STAGES = ("read", "decode", "crops", "host", "device")
 QUANTILES = ("smallest", "1/4", "median", "3/4", "largest")
@@ -33,6 +34,5 @@ def write(path: pathlib.Path, found: Mapping[str, Any]) -> None:
     speeds.bar_label(bars, [f" {rate:.0f}" for rate in rates])
     speeds.set(title="images per second of one core", xscale="log")
     speeds.invert_yaxis()
-    part = path.with_name(path.name + ".part")
-    FigureCanvasAgg(figure).print_png(part)
-    os.replace(part, path)
+    with writing.replacing(path) as part:
+        FigureCanvasAgg(figure).print_png(part)

@@ -5,6 +5,7 @@ ATTRIBUTION.md beside this file says where they come from and under which licenc
 
 import functools
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -51,6 +52,18 @@ class Demo:
     def name(self, index: int) -> str:
         label, top, left = self._place(index)
         return f"demo:{self.split} {self.classes[label]} at {top},{left}"
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[n] of all tiles."""
+        return np.array([self._place(i)[0] for i in range(len(self))])
+
+    def identity(self) -> Iterator:
+        """What `fingerprint.of` reads."""
+        yield "demo", self.split, TILE, GRIDS[self.split]
+        for name in self.classes:
+            yield name
+            yield (FOLDER / f"{name}.jpg").read_bytes()
 
     def _place(self, index: int) -> tuple[int, int, int]:
         """(label, top, left) of a tile."""

@@ -218,6 +218,18 @@ def test_a_torchvision_that_does_not_load_ends_in_a_line(tmp_path, monkeypatch, 
 
 
 @pytest.mark.torch
+def test_a_model_that_no_other_package_runs_needs_no_check(tmp_path, capsys):
+    peers.all_of_them()
+    model, source = peers.model(2, **(ODD | PLAIN)), tmp_path / "a.safetensors"
+    dinov2_jax.save(model, drawn(model), source)
+    command = ["convert", f"--from={source}", "--to=official", f"{tmp_path / 'b.pth'}"]
+    assert main(command) == 1
+    assert "no package runs registers in such a model" in capsys.readouterr().err
+    assert main([*command, "--no-check"]) == 0
+    assert zoo.load_backbone(None, tmp_path / "b.pth")[0].heads == 4
+
+
+@pytest.mark.torch
 def test_convert_writes_one_onnx_file_for_all_sizes(tmp_path, capsys):
     peers.package("onnxruntime", "onnx")
     model, source = peers.model(**ODD), tmp_path / "a.safetensors"

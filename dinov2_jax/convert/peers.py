@@ -107,7 +107,12 @@ def _official_by_transformers(
     """Official tensors run by the model of `transformers` that has registers."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary) / "model"
-        export.write_huggingface(folder, tensors, about)
+        try:
+            export.write_huggingface(folder, tensors, about)
+        except errors.InputError as error:
+            raise Absent(
+                f"no package runs registers in such a model ({error})"
+            ) from error
         found, ran = huggingface(folder, about, stacks)
     return found, f"{ran}, given the file's tensors"
 

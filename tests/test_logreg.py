@@ -52,9 +52,7 @@ def test_loss_and_predictions_are_those_of_scikit_learn(digits, dtype):
 
 def test_both_precisions_agree(digits):
     x, y, others, _ = digits
-    double, single = (
-        logreg.fit(x, y, 10, CS, dtype=d) for d in ("float64", "float32")
-    )
+    double, single = (logreg.fit(x, y, 10, CS, dtype=d) for d in ("float64", "float32"))
     np.testing.assert_allclose(single.loss, double.loss, rtol=1e-4, atol=1e-6)
     same = logreg.guesses(single, others) == logreg.guesses(double, others)
     assert same.mean() > 0.999

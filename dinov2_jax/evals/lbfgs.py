@@ -8,23 +8,21 @@ reaches it in a fraction of the steps.
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+import optax
 
 from dinov2_jax import errors
 
 DTYPES = ("float64", "float32")
 CHANGE = {"float64": 64 * np.finfo(np.float64).eps, "float32": 1e-9}
 """Relative change of the loss that is none; in float32 only an equal loss is equal."""
-MEMORY, SEARCH = (
-    10,
-    50,
-)  # steps that L-BFGS keeps; evaluations of a line search, at most
+PATIENCE = 5  # iterations in a row without a visible change of the loss: it is done
+MEMORY, HALVINGS, ARMIJO = 10, 30, 1e-4  # of L-BFGS and of its line search
 LOGITS = 1 << 24  # computed at once: memory does not grow with rows times classes
 FLAT = 1e-9  # smallest curvature: scales stay finite where every row is sure
 
@@ -49,9 +47,9 @@ class Problem(NamedTuple):
     targets: jax.Array  # [m b ...]
     shares: jax.Array  # [m b 1] or [m b K] of each row in the loss
     total: float  # of the rows' weights
-    mean: np.ndarray  # [D]
-    axes: np.ndarray  # [D r]
-    variances: np.ndarray  # [r]
+    mean: jax.Array  # [D]
+    axes: jax.Array  # [D r]
+    variances: jax.Array  # [r]
     classes: int
     cross_entropy: CrossEntropy
 
@@ -59,14 +57,6 @@ class Problem(NamedTuple):
     def dtype(self) -> str:
         """One of DTYPES."""
         return self.rows.dtype.name
-
-
-class Partial(NamedTuple):
-    """A sweep between two values of C: all that it needs to resume."""
-
-    scores: np.ndarray  # [i] of the values of C so far
-    last: Classifier
-    best: Classifier
 
 
 def problem(
@@ -105,8 +95,9 @@ def problem(
     for part in parts:
         rows[part] = (x[part] - mean) @ axes
     with precision(dtype):
-        placed = [_blocks(array, size) for array in (rows, targets)]
-    empty = Problem(*placed, None, 0, mean, axes, variances, classes, cross_entropy)
+        blocks = [_blocks(array, size) for array in (rows, targets)]
+        basis = [jnp.asarray(array, dtype) for array in (mean, axes, variances)]
+    empty = Problem(*blocks, None, 0, *basis, classes, cross_entropy)
     return weighed(empty, np.ones(len(x)))
 
 
@@ -140,41 +131,6 @@ def precision(dtype: str):
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
 
-@functools.partial(jax.jit, static_argnames=("cross_entropy",))
-def _evaluated(
-    packed: jax.Array,
-    scale: jax.Array,
-    penalty: jax.Array,
-    rows: jax.Array,
-    targets: jax.Array,
-    shares: jax.Array,
-    cross_entropy: CrossEntropy,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Objective, gradient, the largest entry of that without scales, and curvature.
-
-    The parameters [r+1 K] are the kernel and, in the last row, the bias; `scale` [r+1 1]
-    is what they are multiplied by. The curvature is the sum of p (1 - p) of all shares.
-    """
-    inner = packed * scale
-    kernel, bias = inner[:-1], inner[-1]
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-    def add(sums, part):
-        x, target, share = part
-        losses, p, truth = cross_entropy(product(x, kernel) + bias, target)
-        wrong = share * (p - truth)
-        gradient = jnp.concatenate([product(x.T, wrong), wrong.sum(0)[None]])
-        new = (share * losses).sum(), gradient, (share * p * (1 - p)).sum()
-        return jax.tree.map(jnp.add, sums, new), None
-
-    nothing = jnp.zeros((), packed.dtype)
-    begin = nothing, jnp.zeros_like(packed), nothing
-    loss, gradient, curvature = jax.lax.scan(add, begin, (rows, targets, shares))[0]
-    gradient = gradient.at[:-1].add(penalty * kernel)
-    objective = loss + 0.5 * penalty * (kernel**2).sum()
-    return objective, gradient * scale, jnp.abs(gradient).max(), curvature
-
-
 def minimum(
     problem: Problem, c: float, start: Classifier, iterations: int, tolerance: float
 ) -> Classifier:
@@ -188,62 +144,137 @@ def minimum(
         tolerance: largest entry of the loss's gradient at which it stops, features about
             their mean along their principal axes.
     """
-    penalty, dtype = 1 / (c * problem.total), problem.dtype
-    kernel = problem.axes.T @ start.kernel
-    bias = start.bias + problem.mean @ start.kernel
-    packed = np.concatenate([kernel, bias[None]])
-    largest = np.inf
+    dtype = problem.dtype
+    penalty, tolerance = np.asarray([1 / (c * problem.total), tolerance], dtype)
+    start = [array.astype(dtype) for array in start[:2]]
+    with precision(dtype):
+        found = _minimum(
+            *start,
+            penalty,
+            tolerance,
+            CHANGE[dtype],
+            *problem[:3],
+            *problem[4:7],
+            iterations,
+            problem.cross_entropy,
+        )
+        return Classifier(*jax.device_get(found))
 
-    def evaluated(packed, scale):
-        with precision(dtype):
-            return jax.device_get(
-                _evaluated(
-                    packed.astype(dtype),
-                    scale.astype(dtype),
-                    np.asarray(penalty, dtype),
-                    *problem[:3],
-                    problem.cross_entropy,
-                )
-            )
 
-    curvature = evaluated(packed, np.ones((len(packed), 1)))[-1] / problem.classes
-    curvature = max(float(curvature), FLAT)
-    inverse = np.append(problem.variances * curvature + penalty, curvature)
-    scale = 1 / np.sqrt(inverse)[:, None]
+@functools.partial(jax.jit, static_argnames=("iterations", "cross_entropy"))
+def _minimum(
+    kernel: jax.Array,
+    bias: jax.Array,
+    penalty: jax.Array,
+    tolerance: jax.Array,
+    change: float,
+    rows: jax.Array,
+    targets: jax.Array,
+    shares: jax.Array,
+    mean: jax.Array,
+    axes: jax.Array,
+    variances: jax.Array,
+    iterations: int,
+    cross_entropy: CrossEntropy,
+) -> Classifier:
+    """`minimum`, compiled once for all C."""
 
-    def objective(flat):
-        nonlocal largest
-        value, gradient, largest, _ = evaluated(flat.reshape(packed.shape), scale)
-        return float(value), gradient.astype(np.float64).ravel()
+    def evaluated(packed):
+        return _evaluated(packed, penalty, rows, targets, shares, cross_entropy)
 
-    def stop(_):
-        if largest <= tolerance:
-            raise StopIteration
+    def scaled(packed):
+        objective, gradient, _ = evaluated(packed * scale)
+        return objective, gradient * scale, jnp.abs(gradient).max()
 
-    found = scipy.optimize.minimize(
-        objective,
-        (packed / scale).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        callback=stop,
-        options={
-            "maxiter": iterations,
-            "maxfun": iterations * SEARCH,
-            "maxls": SEARCH,
-            "maxcor": MEMORY,
-            "ftol": CHANGE[dtype],
-            "gtol": 0,  # `stop` looks at the gradient without the scales
-        },
+    packed = jnp.concatenate([_product(axes.T, kernel), (bias + mean @ kernel)[None]])
+    curvature = jnp.maximum(evaluated(packed)[2] / len(bias), FLAT)
+    scale = jnp.append(variances * curvature + penalty, curvature)[:, None] ** -0.5
+    packed, objective, count = _descended(
+        scaled, packed / scale, iterations, tolerance, change
     )
-    packed = found.x.reshape(packed.shape) * scale
-    kernel = problem.axes @ packed[:-1]
-    bias = packed[-1] - problem.mean @ kernel
-    return Classifier(
-        kernel.astype(dtype),
-        bias.astype(dtype),
-        np.asarray(found.fun),
-        np.int32(found.nit),
-    )
+    packed = packed * scale
+    kernel = _product(axes, packed[:-1])
+    return Classifier(kernel, packed[-1] - mean @ kernel, objective, count)
+
+
+def _descended(
+    evaluated: Callable, packed: jax.Array, iterations: int, tolerance, change: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(parameters, objective, iterations) by L-BFGS with steps that are halved.
+
+    Args:
+        evaluated: parameters -> objective, gradient, what the tolerance is held against.
+        packed: parameters at the start.
+        iterations, tolerance: of `minimum`.
+        change: of the objective that is none.
+    """
+    optimiser = optax.scale_by_lbfgs(memory_size=MEMORY)
+    noise = 4 * jnp.finfo(packed.dtype).eps  # the objective's own rounding
+
+    def step(carry):
+        packed, state, (before, gradient, _), still, count = carry
+        direction, state = optimiser.update(gradient, state, packed)
+        slope = (direction * gradient).sum()
+        slack = noise * jnp.maximum(jnp.abs(before), 1)
+
+        # As the objective is convex, a step that lowers it enough is all L-BFGS needs.
+        def too_long(trial):
+            rate, _, (objective, *_), halvings = trial
+            bound = before - ARMIJO * rate * slope + slack
+            return ~(objective <= bound) & (halvings < HALVINGS)
+
+        def halved(trial):
+            rate = trial[0] / 2
+            moved = packed - rate * direction
+            return rate, moved, evaluated(moved), trial[3] + 1
+
+        whole = packed - direction
+        trial = jnp.ones_like(before), whole, evaluated(whole), jnp.int32(0)
+        _, packed, after, _ = jax.lax.while_loop(too_long, halved, trial)
+        same = before - after[0] <= change * jnp.maximum(jnp.abs(after[0]), 1)
+        return packed, state, after, jnp.where(same, still + 1, 0), count + 1
+
+    def goes_on(carry):
+        _, _, (_, _, largest), still, count = carry
+        return (count < iterations) & (largest > tolerance) & (still < PATIENCE)
+
+    zero = jnp.int32(0)
+    carry = packed, optimiser.init(packed), evaluated(packed), zero, zero
+    packed, _, (objective, *_), _, count = jax.lax.while_loop(goes_on, step, carry)
+    return packed, objective, count
+
+
+def _evaluated(
+    packed: jax.Array,
+    penalty: jax.Array,
+    rows: jax.Array,
+    targets: jax.Array,
+    shares: jax.Array,
+    cross_entropy: CrossEntropy,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Objective, gradient, and curvature, which is the sum of p (1 - p) of all shares.
+
+    Parameters and gradient [r+1 K] are those of the kernel and, in the last row, the
+    bias. The gradient is written out: it needs no logits but those of one block.
+    """
+    kernel, bias = packed[:-1], packed[-1]
+
+    def add(sums, part):
+        x, target, share = part
+        losses, p, truth = cross_entropy(_product(x, kernel) + bias, target)
+        wrong = share * (p - truth)
+        gradient = jnp.concatenate([_product(x.T, wrong), wrong.sum(0)[None]])
+        new = (share * losses).sum(), gradient, (share * p * (1 - p)).sum()
+        return jax.tree.map(jnp.add, sums, new), None
+
+    nothing = jnp.zeros((), packed.dtype)
+    begin = nothing, jnp.zeros_like(packed), nothing
+    loss, gradient, curvature = jax.lax.scan(add, begin, (rows, targets, shares))[0]
+    gradient = gradient.at[:-1].add(penalty * kernel)
+    return loss + 0.5 * penalty * (kernel**2).sum(), gradient, curvature
+
+
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def zeros(problem: Problem) -> Classifier:
@@ -251,55 +282,3 @@ def zeros(problem: Problem) -> Classifier:
     width, classes = len(problem.mean), problem.classes
     kernel, bias = np.zeros((width, classes)), np.zeros(classes)
     return Classifier(kernel, bias, np.asarray(np.inf), np.int32(0))
-
-
-def path(problem: Problem, cs: np.ndarray, **settings) -> list[Classifier]:
-    """The classifiers of some C, in their order; each starts at the next smaller C's.
-
-    Settings are those of `minimum`.
-    """
-    fits, start = [None] * len(cs), zeros(problem)
-    for i in np.argsort(cs, kind="stable"):
-        start = fits[i] = minimum(problem, float(cs[i]), start, **settings)
-    return fits
-
-
-def sweep(
-    problem: Problem,
-    cs: np.ndarray,
-    judge: Callable[[Classifier], float],
-    partial: Partial | None = None,
-    after: Callable[[Partial], None] = lambda _: None,
-    **settings,
-) -> Partial:
-    """What the values of C score, and the best classifier; of equals the smallest C's.
-
-    Args:
-        problem: without the rows that judge.
-        cs: [c] C, rising.
-        judge: the score of a classifier.
-        partial: what `after` was given by a sweep that was stopped.
-        after: called after each C.
-        settings: of `minimum`.
-    """
-    begin = 0 if partial is None else len(partial.scores)
-    for c in cs[begin:]:
-        start = zeros(problem) if partial is None else partial.last
-        last = minimum(problem, float(c), start, **settings)
-        before = [] if partial is None else partial.scores
-        score, best = judge(last), last
-        if partial is not None and score <= max(before):
-            best = partial.best
-        partial = Partial(np.append(before, score), last, best)
-        after(partial)
-    return partial
-
-
-def require_strengths(cs: Sequence[float]) -> np.ndarray:
-    """[c] float64; raises ValueError unless each is positive."""
-    cs = np.asarray(cs, np.float64)
-    if cs.ndim != 1 or not len(cs) or not (cs > 0).all() or not np.isfinite(cs).all():
-        raise errors.InputError(
-            f"cs={cs.tolist()} must be one positive number or more."
-        )
-    return cs

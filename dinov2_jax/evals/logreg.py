@@ -1,33 +1,15 @@
 """Logistic regression with an L2 penalty, whose strength is chosen on rows held out."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.evals import lbfgs
+from dinov2_jax.evals import lbfgs, strengths
 
 DTYPES = lbfgs.DTYPES
-
-
-class Fit(NamedTuple):
-    """Classifiers, one for each C."""
-
-    kernel: np.ndarray  # [c D K]
-    bias: np.ndarray  # [c K]
-    loss: np.ndarray  # [c] the objective divided by C and by the sum of the weights
-    iterations: np.ndarray  # [c] int32, as many as allowed where it went no further
-
-
-class Sweep(NamedTuple):
-    """The C that did best on the rows held out, and the classifier of all rows."""
-
-    c: float
-    accuracies: np.ndarray  # [c] share of held-out rows that each C got right
-    fit: Fit  # of the chosen C alone
 
 
 def fit(
@@ -40,7 +22,7 @@ def fit(
     iterations: int = 1000,
     tolerance: float = 1e-12,
     dtype: str = "float64",
-) -> Fit:
+) -> strengths.Fit:
     """The classifiers that minimise C * sum of cross-entropies + |kernel|^2 / 2.
 
     Args:
@@ -60,11 +42,11 @@ def fit(
         the same.
     """
     _check(x, labels, classes)
-    cs = lbfgs.require_strengths(cs)
+    cs = strengths.require_positive(cs)
     problem = lbfgs.problem(x, _int32(labels), classes, cross_entropy, dtype)
     if weights is not None:
         problem = lbfgs.weighed(problem, np.asarray(weights, float))
-    return stacked(lbfgs.path(problem, cs, iterations=iterations, tolerance=tolerance))
+    return strengths.path(problem, cs, iterations=iterations, tolerance=tolerance)
 
 
 def cross_entropy(
@@ -76,12 +58,7 @@ def cross_entropy(
     return -(logp * truth).sum(1, keepdims=True), jnp.exp(logp), truth
 
 
-def stacked(classifiers: Sequence[lbfgs.Classifier]) -> Fit:
-    """A Fit of some classifiers."""
-    return Fit(*map(np.stack, zip(*classifiers)))
-
-
-def guesses(fitted: Fit, x: np.ndarray, block: int = 8192) -> np.ndarray:
+def guesses(fitted: strengths.Fit, x: np.ndarray, block: int = 8192) -> np.ndarray:
     """Class of each row by each classifier, [c n] int64."""
     out = np.empty((len(fitted.bias), len(x)), np.int64)
     for start in range(0, len(x), block):
@@ -100,18 +77,18 @@ def sweep(
     held_out: float = 0.1,
     seed: int = 0,
     dtype: str = "float64",
-    partial: lbfgs.Partial | None = None,
-    after: Callable[[lbfgs.Partial], None] = lambda _: None,
+    partial: strengths.Partial | None = None,
+    after: Callable[[strengths.Partial], None] = lambda _: None,
     iterations: int = 1000,
     tolerance: float = 1e-12,
-) -> Sweep:
+) -> strengths.Sweep:
     """Chooses C on rows held out at random, then fits all rows with it.
 
     Args:
         x, labels, classes, cs, iterations, tolerance, dtype: as `fit`.
         held_out: share of the rows that choose.
         seed: of which rows these are.
-        partial, after: of `lbfgs.sweep`, by which a stopped sweep resumes.
+        partial, after: of `strengths.chosen`, by which a stopped sweep resumes.
     Returns: of equally good values of C the smallest is chosen.
     Raises: ValueError as `fit`, or if no row or every row would be held out.
     """
@@ -119,40 +96,11 @@ def sweep(
     weights, out = held_out_rows(len(x), held_out, seed)
     problem = lbfgs.problem(x, _int32(labels), classes, cross_entropy, dtype)
 
-    def judge(classifier: lbfgs.Classifier) -> float:
-        return float((guesses(stacked([classifier]), x[out])[0] == labels[out]).mean())
+    def judge(fitted: strengths.Fit) -> float:
+        return float((guesses(fitted, x[out])[0] == labels[out]).mean())
 
     settings = {"iterations": iterations, "tolerance": tolerance}
-    return chosen(problem, cs, weights, judge, partial, after, **settings)
-
-
-def chosen(
-    problem: lbfgs.Problem,
-    cs: Sequence[float],
-    weights: np.ndarray,
-    judge: Callable[[lbfgs.Classifier], float],
-    partial: lbfgs.Partial | None,
-    after: Callable[[lbfgs.Partial], None],
-    counts: np.ndarray | None = None,
-    **settings,
-) -> Sweep:
-    """The C whose classifier is judged best, and the one of all rows with it.
-
-    Args:
-        problem: all rows.
-        cs: strengths C > 0.
-        weights: [n], 0 for the rows held out.
-        judge, partial, after: of `lbfgs.sweep`.
-        counts: of `lbfgs.weighed`.
-        settings: of `lbfgs.minimum`.
-    """
-    cs = np.sort(lbfgs.require_strengths(cs))
-    part = lbfgs.weighed(problem, weights, counts)
-    done = lbfgs.sweep(part, cs, judge, partial, after, **settings)
-    best = float(cs[done.scores.argmax()])
-    whole = lbfgs.weighed(problem, np.ones(len(weights)), counts)
-    last = lbfgs.minimum(whole, best, done.best, **settings)
-    return Sweep(best, done.scores, stacked([last]))
+    return strengths.chosen(problem, cs, weights, judge, partial, after, **settings)
 
 
 def held_out_rows(

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from dinov2_jax import errors
-from dinov2_jax.evals import lbfgs, logreg, retrieval
+from dinov2_jax.evals import lbfgs, logreg, retrieval, strengths
 
 LEVELS = np.linspace(0, 1, 11)  # of recall, of the older average precision
 
@@ -23,7 +23,7 @@ def fit(
     iterations: int = 1000,
     tolerance: float = 1e-12,
     dtype: str = "float64",
-) -> logreg.Fit:
+) -> strengths.Fit:
     """The classifiers that minimise C * sum of cross-entropies + |kernel|^2 / 2.
 
     Args:
@@ -38,11 +38,11 @@ def fit(
         is not finite.
     """
     _check(x, targets)
-    cs = lbfgs.require_strengths(cs)
+    cs = strengths.require_positive(cs)
     weights = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     problem = lbfgs.weighed(_problem(x, targets, dtype), weights, targets >= 0)
     settings = {"iterations": iterations, "tolerance": tolerance}
-    return logreg.stacked(lbfgs.path(problem, cs, **settings))
+    return strengths.path(problem, cs, **settings)
 
 
 def _problem(x: np.ndarray, targets: np.ndarray, dtype: str) -> lbfgs.Problem:
@@ -59,7 +59,7 @@ def cross_entropy(
     return losses, jax.nn.sigmoid(logits), truth
 
 
-def scores(fitted: logreg.Fit, x: np.ndarray, number: int = 0) -> np.ndarray:
+def scores(fitted: strengths.Fit, x: np.ndarray, number: int = 0) -> np.ndarray:
     """[n K] logits of one of the classifiers."""
     rows = np.asarray(x, fitted.kernel.dtype)
     return rows @ fitted.kernel[number] + fitted.bias[number]
@@ -104,11 +104,11 @@ def sweep(
     held_out: float = 0.1,
     seed: int = 0,
     dtype: str = "float64",
-    partial: lbfgs.Partial | None = None,
-    after: Callable[[lbfgs.Partial], None] = lambda _: None,
+    partial: strengths.Partial | None = None,
+    after: Callable[[strengths.Partial], None] = lambda _: None,
     iterations: int = 1000,
     tolerance: float = 1e-12,
-) -> logreg.Sweep:
+) -> strengths.Sweep:
     """Chooses C by mean average precision on rows held out, then fits all rows.
 
     Args:
@@ -116,7 +116,7 @@ def sweep(
         eleven: as `average_precisions`.
         held_out: share of the rows that choose.
         seed: of which rows these are.
-        partial, after: of `lbfgs.sweep`, by which a stopped sweep resumes.
+        partial, after: of `strengths.chosen`, by which a stopped sweep resumes.
     Raises: ValueError as `fit`, or if the rows held out show no class.
     """
     _check(x, targets)
@@ -126,13 +126,13 @@ def sweep(
             f"{len(out)} rows held out show no class; hold out more."
         )
 
-    def judge(classifier: lbfgs.Classifier) -> float:
-        logits = scores(logreg.stacked([classifier]), x[out])
-        return float(np.nanmean(average_precisions(logits, targets[out], eleven)))
+    def judge(fitted: strengths.Fit) -> float:
+        each = average_precisions(scores(fitted, x[out]), targets[out], eleven)
+        return float(np.nanmean(each))
 
     problem = _problem(x, targets, dtype)
     settings = {"iterations": iterations, "tolerance": tolerance}
-    return logreg.chosen(
+    return strengths.chosen(
         problem, cs, weights, judge, partial, after, targets >= 0, **settings
     )
 

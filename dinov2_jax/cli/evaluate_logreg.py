@@ -8,7 +8,7 @@ from dinov2_jax import errors
 from dinov2_jax.cli import doubts, frozen, manylabel, predictions, setting, sweeps
 from dinov2_jax.cli.results import Job, Outcome, classified
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.evals import knn, logreg, metrics
+from dinov2_jax.evals import knn, logreg, metrics, strengths
 from dinov2_jax.evals import manylabel as evals
 
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
@@ -76,7 +76,7 @@ def run(job: Job) -> Outcome:
         "iterations": s.iterations,
         "tolerance": s.tolerance,
         "dtype": s.dtype,
-    } | sweeps.resumed(job)
+    } | sweeps.resumed(job, s.metric if many else "top1")
     if many:
         return manylabel.run(job, {"train": train, "val": val}, rows, **settings)
     count = len(train.source.classes)
@@ -105,7 +105,7 @@ def run(job: Job) -> Outcome:
 
 
 def _predicted(
-    fitted: logreg.Fit, rows: np.ndarray, block: int = 8192
+    fitted: strengths.Fit, rows: np.ndarray, block: int = 8192
 ) -> tuple[np.ndarray, np.ndarray]:
     """(class [n], its probability [n]) of rows by the first classifier."""
     parts = [

@@ -12,8 +12,8 @@ from dinov2_jax.cli.results import Job
 from dinov2_jax.evals import lbfgs, strengths
 from dinov2_jax.train import progress
 
-FREE = ("batch_size", "workers", "threads")
-"""Settings that a sweep which resumes may change."""
+FREE = ("batch_size", "workers", "threads", "metric")
+"""Settings that a sweep which resumes may change; what judges a C is held by itself."""
 
 
 def values(s: types.SimpleNamespace) -> np.ndarray:
@@ -21,12 +21,16 @@ def values(s: types.SimpleNamespace) -> np.ndarray:
     return 10 ** np.linspace(s.lowest, s.highest, s.number)
 
 
-def resumed(job: Job) -> dict[str, Any]:
+def resumed(job: Job, judge: str) -> dict[str, Any]:
     """The arguments `partial` and `after` of a sweep whose state is in a job's folder.
 
+    Args:
+        job: with the settings of `logreg`.
+        judge: the metric by which C is chosen.
     Raises: ValueError if the folder holds the state of another training.
     """
-    path = training.claim(job.out, training.making(job, FREE)) / "sweep.npz"
+    making = training.making(job, FREE) | {"judge": judge}
+    path = training.claim(job.out, making) / "sweep.npz"
     partial, cs = _read(path), values(job.settings)
     begin = 0 if partial is None else len(partial.scores)
     shown = progress.Progress(begin, len(cs), unit="C")

@@ -52,6 +52,7 @@ class Problem(NamedTuple):
     variances: jax.Array  # [r]
     classes: int
     cross_entropy: CrossEntropy
+    factor: float  # of the penalty
 
     @property
     def dtype(self) -> str:
@@ -65,6 +66,7 @@ def problem(
     classes: int,
     cross_entropy: CrossEntropy,
     dtype: str,
+    factor: float = 1.0,
 ) -> Problem:
     """Rows as `minimum` takes them, each of weight 1.
 
@@ -74,6 +76,7 @@ def problem(
         classes: K.
         cross_entropy: of the logits.
         dtype: one of DTYPES, of the arithmetic on the device.
+        factor: of the penalty.
     Raises: ValueError if a feature is not finite, or for another dtype.
     """
     if dtype not in DTYPES:
@@ -97,7 +100,7 @@ def problem(
     with precision(dtype):
         blocks = [_blocks(array, size) for array in (rows, targets)]
         basis = [jnp.asarray(array, dtype) for array in (mean, axes, variances)]
-    empty = Problem(*blocks, None, 0, *basis, classes, cross_entropy)
+    empty = Problem(*blocks, None, 0, *basis, classes, cross_entropy, factor)
     return weighed(empty, np.ones(len(x)))
 
 
@@ -134,7 +137,9 @@ def precision(dtype: str):
 def minimum(
     problem: Problem, c: float, start: Classifier, iterations: int, tolerance: float
 ) -> Classifier:
-    """The classifier that minimises C * sum of cross-entropies + |kernel|^2 / 2.
+    """The classifier that minimises C * sum of cross-entropies + penalty.
+
+    The penalty is |kernel|^2 / 2 times the problem's factor.
 
     Args:
         problem: rows and targets.
@@ -145,7 +150,9 @@ def minimum(
             their mean along their principal axes.
     """
     dtype = problem.dtype
-    penalty, tolerance = np.asarray([1 / (c * problem.total), tolerance], dtype)
+    penalty, tolerance = np.asarray(
+        [problem.factor / (c * problem.total), tolerance], dtype
+    )
     start = [array.astype(dtype) for array in start[:2]]
     with precision(dtype):
         found = _minimum(

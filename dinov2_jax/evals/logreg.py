@@ -25,6 +25,8 @@ def fit(
 ) -> strengths.Fit:
     """The classifiers that minimise C * sum of cross-entropies + |kernel|^2 / 2.
 
+    Of two classes, the penalty is that of the difference of their kernels.
+
     Args:
         x: [n D] features.
         labels: [n] int, 0..classes-1.
@@ -43,7 +45,7 @@ def fit(
     """
     _check(x, labels, classes)
     cs = strengths.require_positive(cs)
-    problem = lbfgs.problem(x, _int32(labels), classes, cross_entropy, dtype)
+    problem = _problem(x, labels, classes, dtype)
     if weights is not None:
         problem = lbfgs.weighed(problem, np.asarray(weights, float))
     return strengths.path(problem, cs, iterations=iterations, tolerance=tolerance)
@@ -94,7 +96,7 @@ def sweep(
     """
     _check(x, labels, classes)
     weights, out = held_out_rows(len(x), held_out, seed)
-    problem = lbfgs.problem(x, _int32(labels), classes, cross_entropy, dtype)
+    problem = _problem(x, labels, classes, dtype)
 
     def judge(fitted: strengths.Fit) -> float:
         return float((guesses(fitted, x[out])[0] == labels[out]).mean())
@@ -122,9 +124,14 @@ def held_out_rows(
     return weights, out
 
 
-def _int32(labels: np.ndarray) -> np.ndarray:
-    """Labels as the device takes them."""
-    return np.asarray(labels, np.int32)
+def _problem(
+    x: np.ndarray, labels: np.ndarray, classes: int, dtype: str
+) -> lbfgs.Problem:
+    """Rows with one class each."""
+    labels = np.asarray(labels, np.int32)
+    # |w|^2 / 2 of the difference w of two kernels that are w / 2 and -w / 2.
+    factor = 2.0 if classes == 2 else 1.0
+    return lbfgs.problem(x, labels, classes, cross_entropy, dtype, factor)
 
 
 def _check(x: np.ndarray, labels: np.ndarray, classes: int) -> None:

@@ -1,20 +1,23 @@
 """k-NN here and in faiss, logistic regression here and in scikit-learn, on the CPU.
 
     python benchmarks/evals.py --out=benchmarks/results/evals.json
-    python benchmarks/evals.py --task=logreg --train=419 --val=1000 \\
-        --out=benchmarks/results/logreg.json
+    OPENBLAS_NUM_THREADS=1 python benchmarks/evals.py --task=logreg --train=419 \\
+        --val=1000 --repeats=2 --out=benchmarks/results/logreg.json
 
 Both see the same random features. Prints seconds of each in pairs, the median ratio,
 and whether both find the same: neighbours of exact search, or objectives, the chosen C
 and its accuracy of the whole sweep. Seconds count the compilation, those of a process
-count all its threads. faiss is in no extra: pip install faiss-cpu.
+count all its threads; one thread of BLAS is what suits scikit-learn at these sizes.
+faiss is in no extra: pip install faiss-cpu.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import shlex
 import statistics
+import sys
 import time
 import warnings
 from typing import Any
@@ -83,6 +86,8 @@ def main() -> None:
     given = options()
     result = {
         "task": given.task,
+        "command": shlex.join(["python", "benchmarks/evals.py", *sys.argv[1:]]),
+        "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
         "cores": os.cpu_count(),
         "train": given.train,

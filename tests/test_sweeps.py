@@ -75,11 +75,13 @@ def test_the_whole_protocol_is_no_worse_than_that_of_scikit_learn(rows):
 
 
 def test_blocks_of_rows_change_nothing_but_rounding(rows, monkeypatch):
-    x, labels, _, _ = rows
+    x, labels = rows[0][:113], rows[1][:113]
     for module, targets in ((logreg, labels), (manylabel, targets_of(labels))):
         classes = (5,) if module is logreg else ()
         whole = module.fit(x, targets, *classes, [1.0, 100.0])
-        monkeypatch.setattr(lbfgs, "LOGITS", 100)  # blocks of 20 or 30 rows
+        monkeypatch.setattr(
+            lbfgs, "ENTRIES", 1400
+        )  # four blocks, the last one filled up
         parts = module.fit(x, targets, *classes, [1.0, 100.0])
         monkeypatch.undo()
         np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-12)

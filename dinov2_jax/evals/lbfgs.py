@@ -23,7 +23,7 @@ CHANGE = {"float64": 64 * np.finfo(np.float64).eps, "float32": 1e-9}
 """Relative change of the loss that is none; in float32 only an equal loss is equal."""
 PATIENCE = 5  # iterations in a row without a visible change of the loss: it is done
 MEMORY, HALVINGS, ARMIJO = 10, 30, 1e-4  # of L-BFGS and of its line search
-LOGITS = 1 << 24  # computed at once: memory does not grow with rows times classes
+ENTRIES = 1 << 24  # of a block of features or logits: no copy of all rows is made
 FLAT = 1e-9  # smallest curvature: scales stay finite where every row is sure
 
 CrossEntropy = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
@@ -81,7 +81,7 @@ def problem(
     """
     if dtype not in DTYPES:
         raise errors.InputError(f"{dtype=}; choose one of {', '.join(DTYPES)}.")
-    number = -(-len(x) * classes // LOGITS)
+    number = -(-len(x) * max(classes, x.shape[1]) // ENTRIES)
     size = -(-len(x) // number)
     parts = [slice(i, i + size) for i in range(0, len(x), size)]
     mean, scatter = x.mean(0, dtype=np.float64), 0

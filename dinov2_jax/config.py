@@ -36,6 +36,10 @@ def default() -> ConfigDict:
     c.data.threads = 2  # threads of a process, one batch each
     c.data.prefetch = 2  # batches kept ready by a process
     c.data.max_pixels = 89_478_485  # larger images are skipped undecoded
+    # Samples that become black and white, "LOW,HIGH", of images of more than 8 bits;
+    # auto: what the file declares. Float and signed samples need LOW,HIGH.
+    c.data.range = "auto"
+    c.data.damaged = "fill"  # JPEGs of corrupt data: fill (gray), or skip the record
     c.data.attempts = 3  # reads of a record before it counts as unreadable
     # Where the crops are cut: host, device, or "": devices other than CPUs. The
     # devices see an image of at most `canvas` pixels a side, larger ones shrunk.
@@ -144,6 +148,11 @@ def default() -> ConfigDict:
     # What to start from: an official name, a file or folder of any format, a workdir.
     c.init.weights = ""
     c.init.into = "both"  # student, teacher or both
+    c.init.prefix = ""  # of the backbone's names, in a file that holds several
+    c.init.heads = (
+        0  # attention heads of the file, if it does not tell; 0: what it tells
+    )
+    c.init.partial = False  # take what fits of the backbone; the rest starts fresh
 
     c.eval = ConfigDict()  # in-run k-NN on the teacher's features
     c.eval.every = 6250  # steps; 0: never
@@ -159,14 +168,18 @@ def default() -> ConfigDict:
     c.checkpoint.every = 2500  # steps; the last step is always saved
     c.checkpoint.keep = 2  # latest ones
     c.checkpoint.keep_every = 0  # and every one at a multiple of this step; 0: none
-    c.checkpoint.keep_best = True  # and the best by k-NN
+    # And the best by k-NN, which is saved whenever an evaluation gives a new best.
+    c.checkpoint.keep_best = True
 
     c.mesh = ConfigDict()
     c.mesh.fsdp = 0  # devices that share one copy of the parameters; 0: as suits
     # What a block keeps for its backward pass: none (recomputed: all is kept), full
     # (its input), dots (its products), offload (its input, in the host's memory).
     c.mesh.remat = "none"
-    c.mesh.reduce = ""  # dtype that sums gradients over devices; "": train.dtype
+    # Dtype that sums gradients over devices, of the backbone and of the heads; "":
+    # train.dtype.
+    c.mesh.reduce = ""
+    c.mesh.reduce_heads = "float32"
     c.mesh.attention = "xla"  # xla or cudnn (NVIDIA GPUs, bfloat16)
     c.mesh.packed = True  # views of both resolutions through linear layers together
     c.mesh.unroll = 1  # blocks per iteration of the scan
@@ -242,7 +255,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def differences(config: ConfigDict, saved: dict) -> list[str]:
-    """`name: saved -> now` for every field whose value differs from saved JSON."""
+    """`name: saved -> now` for every field whose value differs from saved JSON.
+
+    A field that an earlier version did not have and save counts as its default.
+    """
     now = json.loads(to_json(config))
 
     def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -253,7 +269,8 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
             found |= flat(value, name + ".") if inner else {name: value}
         return found
 
-    old, new = flat(saved), flat(now)
+    old = flat(json.loads(to_json(default()))) | flat(saved)
+    new = flat(now)
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old | new)
@@ -262,7 +279,11 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
 
 
 def _from_file(path: str, argument: str) -> ConfigDict:
-    """What a config file's get_config() returns; whatever it raises is one line."""
+    """What a config file's get_config() returns.
+
+    What the file itself does wrong is one line that names its own; an exception out of
+    other code that it calls keeps its traceback.
+    """
     if not os.path.isfile(path):
         file = pathlib.Path(path)
         near = {p.name: str(p) for p in file.parent.glob("*.py")}
@@ -280,6 +301,8 @@ def _from_file(path: str, argument: str) -> ConfigDict:
                 "that dinov2_jax.config.default() makes."
             )
     except Exception as error:  # a config is a program: it may raise anything
+        if not values.raised_by(error, path):
+            raise
         raise ConfigError(f"{path}{_line(error, path)}: {_one_line(error)}") from error
     return config
 

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path]:
     """The name to write a file under; the file takes the place of `path` in the end.
 
-    Where writing fails, what was written is removed and `path` stays as it was.
+    Where writing fails, what was written is removed and `path` stays as it was. What a
+    killed process leaves is overwritten by the next one.
+
+    Args:
+        path: the file.
+        shared: several processes may write it at once, each under a name of its own.
     """
-    # Several processes may write the same file at once.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    own = f".{os.getpid()}" if shared else ""
+    part = path.with_name(f"{path.name}{own}.part")
     try:
         yield part
         os.replace(part, path)

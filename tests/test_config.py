@@ -167,12 +167,14 @@ def test_json_holds_every_field_and_comes_back(tmp_path):
 
 def test_differences_name_what_changed_came_and_went():
     config = settings.default()
+    config.loss.targets = "sinkhorn"
     saved = json.loads(settings.to_json(config))
     saved["seed"], saved["old"] = 9, {"key": "x"}
     saved["optim"]["betas"] = [0.9, 0.95]
-    del saved["loss"]["targets"]
+    # Of an earlier version, which had neither: what is set now differs, a default not.
+    del saved["loss"]["targets"], saved["mesh"]["reduce_heads"]
     assert settings.differences(config, saved) == [
-        "loss.targets: None -> 'centering'",
+        "loss.targets: 'centering' -> 'sinkhorn'",
         "old.key: 'x' -> None",
         "optim.betas: [0.9, 0.95] -> [0.9, 0.999]",
         "seed: 9 -> 0",

@@ -180,7 +180,8 @@ def test_a_training_checkpoint_keeps_its_heads_and_chunks(chunks, source, tmp_pa
     parts = {"dino_head": state, "ibot_head": {k: 2 * v for k, v in state.items()}}
     plain = peers.model(0, width=64, depth=4, heads=1)
     teacher = tmp_path / "teacher_checkpoint.pth"
-    export.write_official(teacher, peers.official(plain), parts, 4)
+    told = export.about(plain)
+    export.write_official(teacher, peers.official(plain), parts, 4, told)
     out = tmp_path / "again.pth"
     assert convert(teacher, "official", out, "--heads", f"--chunks={chunks}") == 0
     stored = torch.load(out, weights_only=True)["teacher"]

@@ -12,7 +12,7 @@ from dinov2_jax.cli import suites
 from dinov2_jax.convert import export, names
 
 REFUSED = {
-    "a temperature of 0": ("knn", ("--set=temp=0",), "temp=0.0; expected above 0"),
+    "a temperature of 0": ("knn", ("--set=temp=0",), "temp=0.0; expected 1e-6 to 1e6"),
     "a negative limit": ("knn", ("--set=limit=-5",), "limit=-5; expected 0 to"),
     "no neighbour": ("knn", ("--set=neighbors=0",), "neighbors=(0,); expected 1 to"),
     "more few images than there are": (

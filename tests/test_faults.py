@@ -313,9 +313,10 @@ def packed(folder):
     ("change", "words"),
     [
         (lambda m: m["shards"].pop(), "12 records, but its shards hold 7"),
-        (lambda m: m["shards"][1].update(file="x"), "x is missing"),
+        (lambda m: m["shards"][1].update(file="x"), "/x is missing, .* 1 of 2 shards"),
+        (lambda m: m["shards"][1].update(file="../x"), "'../x', which is no file"),
         (lambda m: m["shards"][1].update(bytes=3), "bytes, but .* says 3"),
-        (lambda m: (m["shards"][1].update(records=6), m.update(records=13)), "says 13"),
+        (lambda m: (m["shards"][1].update(records=6), m.update(records=13)), "says 6"),
         (lambda m: m.update(format=2), "format 2 is not 1"),
         (lambda m: m.pop("classes"), "classes"),
     ],

@@ -63,12 +63,13 @@ def test_thirty_updates_equal_adamw_in_float64():
     lr = schedules.cosine(1e-2, 1e-5, 40, 5)
     last = schedules.cosine(1e-2, 1e-5, 40, 5, freeze=8)
     decay = schedules.cosine(0.04, 0.4, 40)
-    tx = optim.adamw(lr, last, decay, factors, clip=3.0)
+    tx = optim.adamw(factors, clip=3.0)
     grads_of = lambda t: random_tree(100 + t, 2.0)
     state, got = tx.init(params), params
     update = jax.jit(tx.update)
     for t in range(30):
-        updates, state = update(grads_of(t), state, got)
+        rates = dict(zip(optim.RATES, (lr(t), last(t), decay(t)), strict=True))
+        updates, state = update(grads_of(t), state, got, **rates)
         got = optax.apply_updates(got, updates)
         if t == 7:  # frozen for eight steps
             for name in ("v", "g"):

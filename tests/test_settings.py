@@ -7,7 +7,14 @@ from dinov2_jax.cli import evaluate, frozen, setting
 
 OUT_OF_RANGE = {
     "knn": (
-        *("temp=0", "temp=-1", "temp=1e999", "neighbors=0", "neighbors=1,0"),
+        *(
+            "temp=0",
+            "temp=-1",
+            "temp=1e999",
+            "temp=1e-45",
+            "neighbors=0",
+            "neighbors=1,0",
+        ),
         *("few=-1", "tries=0", "block=0", "batch_size=0", "limit=-5", "resize=0"),
         *("crop=0", "compute=float16", "workers=-1", "threads=0", "max_pixels=0"),
         *("seed=-1", "batch_size=2147483648"),
@@ -18,7 +25,7 @@ OUT_OF_RANGE = {
     ),
     "logreg": (
         *("iterations=-3", "iterations=0", "number=0", "held_out=0", "held_out=1"),
-        *("lowest=-400", "highest=1e999", "tolerance=-1", "dtype=float16"),
+        *("lowest=-31", "highest=1e999", "tolerance=-1", "dtype=float16"),
         *("metric=top5",),
     ),
     "retrieval": ("recall=0", "shown=-1", "shown=0", "pictures=-1", "protocol=mine"),

@@ -38,12 +38,18 @@ def batch(c, seed: int) -> contract.Batch:
     side, rows = big // 4, c.train.group_size * u
     drawn = [
         masks.draw(
-            rng, rows, (side, side), 0.5, c.masks.ratio, max_patches=side * side / 2
+            rng,
+            rows,
+            (side, side),
+            c.masks.probability,
+            c.masks.ratio,
+            max_patches=side * side / 2,
         )
         for _ in range(b // c.train.group_size)
     ]
     drawn = np.stack(drawn).reshape(len(drawn), rows, -1)
-    capacity = masks.upper_bound(rows, side * side, 0.5, c.masks.ratio)
+    share, ratio = c.masks.probability, c.masks.ratio
+    capacity = masks.upper_bound(rows, side * side, share, ratio)
     return contract.Batch(
         rng.integers(0, 256, (b, u, big, big, 3), np.uint8),
         rng.integers(0, 256, (b, v, small, small, 3), np.uint8),

@@ -38,8 +38,11 @@ def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
     """
     c = config.model
     dtype = _dtype(config, "train.dtype")
-    reduce = _dtype(config, "mesh.reduce") if config.mesh.reduce else dtype
-    gather = None if mesh is None else sharding.gather(mesh, dtype, reduce)
+
+    def gathering(key: str) -> Callable | None:
+        reduce = _dtype(config, f"mesh.{key}") if config.mesh[key] else dtype
+        return None if mesh is None else sharding.gather(mesh, dtype, reduce)
+
     own = {k: c[k] for k in ("width", "depth", "heads", "ffn") if c[k]}
     backbone = vit.build(
         c.variant,
@@ -57,13 +60,13 @@ def model(config: ConfigDict, mesh: Mesh | None = None) -> dino.DINO:
         dtype=dtype,
         remat=config.mesh.remat,
         unroll=config.mesh.unroll,
-        gather=gather,
+        gather=gathering("reduce"),
         attention=config.mesh.attention,
     )
 
     def head(h: ConfigDict) -> heads.Head:
         sizes = (h.prototypes, h.hidden, h.bottleneck, h.layers)
-        return heads.Head(*sizes, dtype, gather)
+        return heads.Head(*sizes, dtype, gathering("reduce_heads"))
 
     separate = head(config.patch_head) if config.head.separate else None
     return dino.DINO(backbone, head(config.head), separate, config.mesh.packed)
@@ -116,14 +119,7 @@ def recipe(config: ConfigDict, built: dino.DINO, shapes: dict) -> step.Recipe:
     """
     c, o, made = config.loss, config.optim, timetable(config)
     factors = optim.multipliers(shapes, o.layer_decay, o.patch_embed_factor)
-    tx = optim.adamw(
-        made["lr"],
-        made["last_layer_lr"],
-        made["weight_decay"],
-        factors,
-        o.betas,
-        clip=o.clip,
-    )
+    tx = optim.adamw(factors, o.betas, clip=o.clip)
     return step.Recipe(
         built,
         tx,

@@ -1,6 +1,7 @@
 """dinov2-jax data check: every record read and decoded, every packed shard summed."""
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import os
@@ -8,8 +9,9 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dinov2_jax.cli import data, workdir, workers
-from dinov2_jax.data import decode, manifest, sources
+from dinov2_jax import errors
+from dinov2_jax.cli import data, decoding, workdir, workers
+from dinov2_jax.data import decode, faults, manifest, rules, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 from dinov2_jax.escaping import escaped, shown
@@ -25,17 +27,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     workers.add_argument(parser)
     add("--no-decode", action="store_true", help="read, but do not decode")
     add("--out", type=pathlib.Path, help="file for the names of all bad records")
+    decoding.add_arguments(parser)
+    parser.set_defaults(damaged="skip")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code, 1 if anything is wrong."""
+    decoding.require(options)
+    told = rules.of(options.range, options.damaged)
+    job = Check(None if options.no_decode else options.max_pixels, told)
     spec = data.spec(options.source)
-    bad, records = list(_bad_shards(spec, options.workers)), 0
+    bad, records, reasons = [], 0, []
     try:
+        for part, _ in sources.split(spec):
+            bad += _bad_shards(part, options.workers)
         source = sources.open_source(spec)
         records = len(source)
-        bad += _bad_records(source, options.workers, not options.no_decode)
-    except ValueError as error:
+        bad += sources.faults(source)
+        for line, reason in _bad_records(source, options.workers, job):
+            bad.append(line)
+            reasons.append(reason)
+    except faults.Refused as error:
+        bad += map(shown, error.lines)
+    except errors.Error as error:
         if not bad:
             raise
         bad.append(shown(str(error)))
@@ -44,49 +58,73 @@ def main(options: argparse.Namespace) -> int:
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (" in --out" if options.out else ""))
     if options.out:
-        workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
-    print(f"{shown(spec)}: {records} records, {len(bad)} bad")
+        with errors.at(options.out, "--out"):
+            workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
+    counted = decoding.counted(reasons)
+    print(f"{shown(spec)}: {records} records, {len(bad)} bad{counted}")
     return int(bool(bad))
 
 
 def _bad_shards(spec: str, number: int) -> Iterator[str]:
-    """The shards whose bytes are not those of the manifest."""
+    """The shards of a packed folder that are not those of its manifest."""
     folder = pathlib.Path(spec.removeprefix("arrayrecord:")).expanduser()
-    if not (spec.startswith("arrayrecord:") and folder.is_dir()):
+    packed = spec.startswith("arrayrecord:") and (folder / manifest.NAME).exists()
+    if not packed:
         return
     shards = manifest.read(folder)["shards"]
     paths = [folder / shard["file"] for shard in shards]
     sums = _each(_digest, paths, number, "shard")
     for shard, digest in zip(shards, sums, strict=True):
-        if digest != shard["sha256"]:
-            file = escaped(folder / shard["file"])
+        file = escaped(folder / shard["file"])
+        if isinstance(digest, OSError):
+            yield f"{file}: cannot be read ({digest.strerror})"
+        elif digest != shard["sha256"]:
             yield f"{file}: its SHA-256 is not that of the manifest"
+    for path in sorted(set(folder.glob("*.arrayrecord")) - set(paths)):
+        yield f"{escaped(path)}: no shard of the manifest"
 
 
-def _bad_records(source: Source, number: int, decoded: bool) -> list[str]:
-    """The records that cannot be read, or decoded."""
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """How records are checked: `max_pixels` and `rules` as decode.decode.
+
+    `max_pixels` None reads records and decodes none.
+    """
+
+    max_pixels: int | None
+    rules: decode.Rules
+
+
+def _bad_records(source: Source, number: int, check: Check) -> list[tuple[str, str]]:
+    """The records that cannot be read, or decoded, each with the reason in a word."""
     starts = range(0, len(source), CHUNK)
-    job = functools.partial(_bad_of, source, decoded)
+    job = functools.partial(_bad_of, source, check)
     return [line for lines in _each(job, starts, number, "part") for line in lines]
 
 
-def _bad_of(source: Source, decoded: bool, start: int) -> list[str]:
+def _bad_of(source: Source, check: Check, start: int) -> list[tuple[str, str]]:
     """The bad records among CHUNK from `start`."""
     found, reader = [], Reader(source)
     for index in range(start, min(start + CHUNK, len(source))):
         try:
             record, _ = reader.record(index)
-            if decoded:
-                decode.decode(record.image)
+            if check.max_pixels is not None:
+                decode.decode(
+                    record.image, max_pixels=check.max_pixels, rules=check.rules
+                )
         except (OSError, decode.DecodeError) as error:
-            found.append(f"{index}\t{source.name(index)}: {shown(str(error))}")
+            line = f"{index}\t{source.name(index)}: {shown(str(error))}"
+            found.append((line, rules.reason(error)))
     return found
 
 
-def _digest(path: os.PathLike) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: os.PathLike) -> str | OSError:
+    """The SHA-256 of a file, or why it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return error
 
 
 def _each(job: Callable[[Any], Any], items, number: int, unit: str) -> list[Any]:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax import errors
-from dinov2_jax.cli import workdir, workers
-from dinov2_jax.data import manifest, packing, sources
+from dinov2_jax import errors, lease
+from dinov2_jax.cli import decoding, workdir, workers
+from dinov2_jax.data import decode, manifest, packing, rules, sources
+from dinov2_jax.data.record import Source
+from dinov2_jax.escaping import utf8
 from dinov2_jax.train import progress
 
 PARTS = ".parts"  # folder of the notes on shards that are done
@@ -29,20 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quality", type=int, default=95, help="JPEG quality of shrunk images")
     add("--shuffle", type=int, metavar="SEED", help="write in a random order")
     add("--max-skipped", type=float, default=0.01, help="share that may be unreadable")
+    decoding.add_arguments(parser)
+    parser.set_defaults(max_pixels=None)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code."""
-    if options.shard_records < 1 or (options.longest or 1) < 1:
-        raise errors.InputError("--shard-records and --longest must be at least 1.")
-    if not 1 <= options.quality <= 100 or not 0 <= options.max_skipped <= 1:
-        raise errors.InputError(
-            "--quality runs from 1 to 100, --max-skipped from 0 to 1."
-        )
+    decoding.require(options)
+    rules.of(options.range, options.damaged)  # refused before anything is opened
+    if options.max_pixels is None:
+        limits = decode.MAX_PIXELS, decoding.SHRINKABLE
+        options.max_pixels = limits[options.longest is not None]
     folder = options.out.expanduser()
+    utf8(folder, "ArrayRecord")
     if folder.exists() and not folder.is_dir():
         raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
-    source = sources.open_source(options.source, cache_dir=folder / PARTS)
+    with errors.at(folder, "OUT"):
+        source = sources.open_source(options.source, cache_dir=folder / PARTS)
+        with lease.held(folder, "OUT"):
+            return _pack(source, folder, options)
+
+
+def _pack(source: Source, folder: pathlib.Path, options: argparse.Namespace) -> int:
+    """Write the shards that are missing; returns the exit code."""
+    told = rules.of(options.range, options.damaged)
     packer = packing.Packer(
         source,
         folder,
@@ -50,6 +62,8 @@ def main(options: argparse.Namespace) -> int:
         _order(len(source), options.shuffle),
         options.longest,
         options.quality,
+        options.max_pixels,
+        told,
     )
     _claim(packer, options)
     done = dict(_kept(packer))
@@ -78,6 +92,9 @@ def _claim(packer: packing.Packer, options: argparse.Namespace) -> None:
         "longest": options.longest,
         "quality": options.quality,
         "shuffle": options.shuffle,
+        "max_pixels": options.max_pixels,
+        "range": options.range,
+        "damaged": options.damaged,
     }
     path = packer.folder / PARTS / "settings.json"
     if path.exists():
@@ -121,7 +138,11 @@ def _finish(
     if skipped:
         lines = "".join(f"{index}\t{why}\n" for index, why in skipped)
         workdir.write_text(folder / "skipped.txt", lines)
-        print(f"{len(skipped)} of {total} records skipped, see {folder}/skipped.txt")
+        reasons = decoding.counted(x for written in done for x in written.reasons)
+        print(
+            f"{len(skipped)} of {total} records skipped{reasons}, see "
+            f"{folder}/skipped.txt"
+        )
     if len(skipped) > options.max_skipped * total:
         raise errors.InputError(
             f"{len(skipped)} of {total} records cannot be read, more than "
@@ -140,6 +161,9 @@ def _finish(
         raise errors.InputError(
             f"{options.source} has no readable record; nothing is packed."
         )
+    for written in done:  # of a shard whose records are all unreadable nothing is left
+        if not written.shard["records"]:
+            (folder / written.shard["file"]).unlink(missing_ok=True)
     workdir.write_text(folder / manifest.NAME, json.dumps(known, indent=1) + "\n")
     shutil.rmtree(folder / PARTS)
     size = sum(shard["bytes"] for shard in known["shards"])

@@ -14,15 +14,24 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
 from dinov2_jax import errors
-from dinov2_jax.cli import assemble, data, workdir
-from dinov2_jax.data import augment, decode, draws, pipeline, resizing, sources
+from dinov2_jax.cli import assemble, data, decoding, depths, workdir
+from dinov2_jax.data import (
+    augment,
+    decode,
+    draws,
+    pipeline,
+    resizing,
+    rules,
+    sources,
+)
 from dinov2_jax.data.reading import Reader
-from dinov2_jax.data.record import Source
+from dinov2_jax.data.record import Record, Source
 from dinov2_jax.escaping import shown
 from dinov2_jax.models import vit
 from dinov2_jax.viz import sources as pictures
 
 FORMATS = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WEBP", b"GI": "GIF"}
+FORMATS |= {b"II": "TIFF", b"MM": "TIFF"}
 BATCH = 32  # images of a batch that is timed
 
 
@@ -32,50 +41,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--records", type=int, default=1000, help="in the sample; default %(default)s")
     add("--config", help="whose crops are cut; default: dinov2_jax/config.py")
     add("--out", type=pathlib.Path, help="folder for stats.json and stats.png")
+    decoding.add_arguments(parser)
+    parser.set_defaults(max_pixels=None, range=None, damaged=None)
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code."""
-    if options.records < 1:
-        raise errors.InputError(f"--records={options.records} must be at least 1.")
+    decoding.require(options)
     config = settings.load(options.config) if options.config else settings.default()
-    resizing.require(config.data.resize)
+    for name in ("max_pixels", "range", "damaged"):
+        if (value := getattr(options, name)) is not None:
+            config.data[name] = value
+    way = config.data
+    resizing.require(way.resize)
+    told = rules.of(way.range, way.damaged)
     source = sources.open_source(data.spec(options.source))
     number = min(options.records, len(source))
     ids = np.arange(number) * len(source) // number
     cv2.setNumThreads(1)
     found = {"source": options.source, "records": len(source), "sample": number}
-    found |= described(source, ids, config.data.max_pixels)
+    found["samples"] = depths.measured(source, ids, way.max_pixels)
+    found["range"] = way.range
+    needed = depths.needed(found["samples"])
+    if needed and told.range is None:  # measured under the range that the images have
+        told = rules.of(needed, way.damaged)
+    found |= described(source, ids, way.max_pixels, told)
     if not found["readable"]:
         raise errors.InputError(
-            f"{options.source}: none of {number} records can be decoded."
+            f"{options.source}: none of {number} records can be decoded"
+            f"{decoding.counted(found['reasons'])}; the first is "
+            f"{found['unreadable'][0]}"
         )
     patch_size = vit.variant(config.model.variant)["patch_size"]
     found["images_per_cpu_s"] = speeds(
-        source, ids, assemble.multicrop(config), patch_size, config.data
+        source, ids, assemble.multicrop(config), patch_size, way, told
     )
     found |= bottlenecks(found["images_per_cpu_s"])
     print(text(found))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(
-            options.out / "stats.json", json.dumps(found, indent=2) + "\n"
-        )
-        pictures.write(options.out / "stats.png", found)
+        with errors.at(options.out, "--out"):
+            options.out.mkdir(parents=True, exist_ok=True)
+            workdir.write_text(
+                options.out / "stats.json", json.dumps(found, indent=2) + "\n"
+            )
+            pictures.write(options.out / "stats.png", found)
         print(f"{shown(str(options.out))}/stats.json, stats.png")
     return 0
 
 
-def described(source: Source, ids: np.ndarray, max_pixels: int) -> dict[str, Any]:
+def described(
+    source: Source, ids: np.ndarray, max_pixels: int, told: decode.Rules
+) -> dict[str, Any]:
     """Sizes, formats and classes of some records."""
     formats, labels = collections.Counter(), collections.Counter()
-    sizes, lengths, unreadable = [], [], []
+    sizes, lengths, unreadable, reasons = [], [], [], []
     for index in ids:
         try:
             record, _ = Reader(source).record(int(index))
-            pixels = decode.decode(record.image, max_pixels=max_pixels)
+            pixels = decode.decode(record.image, max_pixels=max_pixels, rules=told)
         except (OSError, decode.DecodeError) as error:
             unreadable.append(f"{source.name(int(index))}: {shown(str(error))}")
+            reasons.append(rules.reason(error))
             continue
         plain = isinstance(record.image, np.ndarray)
         formats["array" if plain else FORMATS.get(record.image[:2], "other")] += 1
@@ -87,6 +113,7 @@ def described(source: Source, ids: np.ndarray, max_pixels: int) -> dict[str, Any
     return {
         "readable": len(sizes),
         "unreadable": unreadable,
+        "reasons": dict(collections.Counter(reasons)),
         "formats": dict(formats.most_common()),
         "bytes": _quantiles(lengths),
         "height": _quantiles(height),
@@ -110,6 +137,7 @@ def speeds(
     multicrop: draws.MultiCrop,
     patch_size: int,
     way: ConfigDict,
+    told: decode.Rules,
 ) -> dict[str, float]:
     """Images per second of one core, of each stage alone and of both pipelines.
 
@@ -119,13 +147,20 @@ def speeds(
         multicrop: the augmentation.
         patch_size: pixels.
         way: config.data.
+        told: the rules by which images are decoded.
     Returns: `read`, `decode`, `crops` (cut on the host); `host` and `device`: all that
         the host does where it, or a device, cuts the crops.
     """
     kept = []
     read = _rate(lambda i: kept.append(source[int(i)]), ids)
     images = []
-    decoded = _rate(lambda x: images.append(decode.decode(x.image)), kept[:256])
+
+    def pixels(record: Record) -> None:
+        images.append(
+            decode.decode(record.image, max_pixels=way.max_pixels, rules=told)
+        )
+
+    decoded = _rate(pixels, kept[:256])
     images = images[:64]
     rng = np.random.default_rng(0)
 
@@ -150,6 +185,8 @@ def speeds(
             threads=0,
             canvas=side,
             resize=way.resize,
+            max_pixels=way.max_pixels,
+            rules=told,
         )
         next(batches)
         found[place] = BATCH * _rate(lambda _, made=batches: next(made), range(steps))
@@ -183,10 +220,12 @@ def text(found: dict[str, Any]) -> str:
     rates, per_class = found["images_per_cpu_s"], found["images_of_a_class"]
     formats = ", ".join(f"{n} {name}" for name, n in found["formats"].items())
     bad = found["unreadable"]
+    reasons = decoding.counted(found["reasons"])
     lines = [
         f"{shown(found['source'])}: {found['records']} records",
-        f"sample  {found['sample']}: {formats}; {len(bad)} unreadable",
+        f"sample  {found['sample']}: {formats}; {len(bad)} unreadable{reasons}",
         *[f"        {line}" for line in bad[:5]],
+        *[f"range   {line}" for line in depths.lines(found["samples"], found["range"])],
         f"bytes   {_range(found['bytes'])}",
         f"height  {_range(found['height'])}",
         f"width   {_range(found['width'])}",

@@ -14,7 +14,7 @@ SETTINGS = frozen.IMAGES | setting.Table(
     neighbors=Setting(
         (10, 20, 100, 200), "nearest training images that vote", setting.COUNT
     ),
-    temp=Setting(0.07, "temperature of the votes' softmax", setting.POSITIVE),
+    temp=Setting(0.07, "temperature of the votes' softmax", setting.TEMPERATURE),
     block=Setting(1024, "validation images at once", setting.COUNT),
     few=Setting(
         (0,), "images a class to search among, besides all; 0 for none", setting.WHOLE

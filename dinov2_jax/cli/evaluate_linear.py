@@ -22,8 +22,9 @@ from dinov2_jax import errors
 from dinov2_jax.cli import doubts, frozen, heads, predictions, results, setting
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import classes, labelled
+from dinov2_jax.data import classes, labelled, rules
 from dinov2_jax.data.batch import normalize
+from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
 from dinov2_jax.models import probes
 
@@ -145,6 +146,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
             workers=s.workers,
             threads=s.threads,
             max_pixels=s.max_pixels,
+            rules=rules.of(s.range, s.damaged),
         )
         with contextlib.closing(made):
             for part in made:
@@ -214,30 +216,31 @@ def on_tests(job: Job, sets, names, features, head) -> tuple[dict, dict, list]:
     return found, about, images
 
 
-def _many_labels(
-    file: str, names: Sequence[str], spec: str, classes: int
-) -> list[list[int]]:
+def _many_labels(file: str, names: Sequence[str], spec: str, count: int):
     """Labels of each image: a JSON list by the number, from 1, that ends its name.
 
     Raises: ValueError if the file is no such list, lacks an image, or has a label that
-        is the number of none of the classes.
+        is the number of none of the `count` classes, or two images have one number.
     """
     path = pathlib.Path(file)
     try:
         lists = json.loads(path.expanduser().read_text(encoding="utf-8"))
-        numbers = [int(re.findall(r"\d+", pathlib.Path(n).stem)[-1]) for n in names]
+        stems = [pathlib.Path(unescaped(name)).stem for name in names]
+        numbers = [int(re.findall(r"\d+", stem)[-1]) for stem in stems]
         if min(numbers) < 1:
             raise errors.InputError("numbers start at 1")
+        if len(set(numbers)) < len(numbers):
+            raise errors.InputError("several images' names end in one number")
         found = [list(map(int, lists[number - 1])) for number in numbers]
     except (OSError, ValueError, IndexError, TypeError, KeyError) as error:
         raise errors.InputError(
             f"{path} does not give labels of the images of {spec} ({error}); give a "
             "JSON list of lists, such as ReaL's real.json."
         ) from error
-    wrong = sorted({x for some in found for x in some if not 0 <= x < classes})
+    wrong = sorted({x for some in found for x in some if not 0 <= x < count})
     if wrong:
         raise errors.InputError(
-            f"{path} has the label {wrong[0]}; labels are numbers of the {classes} "
-            f"classes of train, 0 to {classes - 1}."
+            f"{path} has the label {wrong[0]}; labels are numbers of the {count} "
+            f"classes of train, 0 to {count - 1}."
         )
     return found

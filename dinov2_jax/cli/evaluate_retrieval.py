@@ -9,16 +9,17 @@ truth=FILE their gnd file, as published or as JSON).
 import dataclasses
 import json
 import pathlib
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.cli import frozen, ground_truth, predictions, setting
+from dinov2_jax.cli import doubts, frozen, ground_truth, predictions, setting
 from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import classes, decode, fingerprint
+from dinov2_jax.data import classes, decode, fingerprint, rules
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import knn, retrieval
@@ -46,6 +47,8 @@ class Listed:
     source: Source
     numbers: tuple[int, ...]
     boxes: tuple[tuple[float, float, float, float], ...] = ()  # left top right bottom
+    max_pixels: int = decode.MAX_PIXELS
+    rules: decode.Rules = decode.RULES
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,7 +61,9 @@ class Listed:
         record = self.source[self.numbers[index]]
         if not self.boxes:
             return record
-        image = decode.decode(record.image)
+        image = decode.decode(
+            record.image, max_pixels=self.max_pixels, rules=self.rules
+        )
         left, top, right, bottom = (round(x) for x in self.boxes[index])
         cut = image[max(top, 0) : max(bottom, 1), max(left, 0) : max(right, 1)]
         if not cut.size:
@@ -80,6 +85,7 @@ def inputs(job: Job) -> dict[str, Any]:
     if job.settings.protocol != "revisited":
         for split in ("val", "train")[: 1 + (job.train is not None)]:
             frozen.require_names(getattr(job, split), found[split])
+            doubts.of_empty_folders(job, split, found[split])
     if job.settings.truth:
         found["truth"] = pathlib.Path(job.settings.truth)
         frozen.require_file("truth", found["truth"])
@@ -95,6 +101,7 @@ def run(job: Job) -> Outcome:
         return _revisited(job, apply)
     val = frozen.split(job, "val", apply)
     frozen.require_classes(val)
+    doubts.of_labels(job, "val", val.labels, val.source.classes)
     train = val
     if job.train is not None:
         train = frozen.split(job, "train", apply)
@@ -122,7 +129,7 @@ def run(job: Job) -> Outcome:
             map(kept.note, ranked), wanted, train.labels, s.recall, kept.score
         )
     marks = [train.labels[ids] == wanted[q] for q, ids in kept.tops.items()]
-    sheet = _sheet(kept, marks, val, train, s.pictures)
+    sheet = _sheet(kept, marks, val, train, s)
     words = np.array(val.source.classes, object)
     truth = {"label": words[val.labels]}
     images = [_nearest(kept, marks, val, train, truth)]
@@ -162,19 +169,21 @@ def _sheet(
     marks: Sequence[np.ndarray],
     queries: frozen.Set,
     database: frozen.Set,
-    number: int,
+    s: types.SimpleNamespace,
 ) -> list[Picture]:
     """Queries from the best to the worst with what they found."""
     known = [q for q in kept.tops if np.isfinite(kept.scores[q])]
     order = sorted(known, key=lambda q: -kept.scores[q])
-    places = np.linspace(0, len(order) - 1, min(number, len(order))).round()
+    places = np.linspace(0, len(order) - 1, min(s.pictures, len(order))).round()
     chosen = [order[int(i)] for i in places]
     if not chosen:
         return []
     by_query = dict(zip(kept.tops, marks))
 
     def image(found: frozen.Set, row: int) -> np.ndarray:
-        return decode.decode(found.source[int(found.records[row])].image)
+        record = found.source[int(found.records[row])]
+        told = rules.of(s.range, s.damaged)
+        return decode.decode(record.image, max_pixels=s.max_pixels, rules=told)
 
     picture = evaluation.found_picture(
         [image(queries, q) for q in chosen],
@@ -229,7 +238,13 @@ def _revisited(job: Job, apply) -> Outcome:
     boxes = known.boxes if s.crop_queries else ()
     lists = {
         "database": Listed(all_images, tuple(places[n] for n in known.images)),
-        "queries": Listed(all_images, tuple(places[n] for n in known.queries), boxes),
+        "queries": Listed(
+            all_images,
+            tuple(places[n] for n in known.queries),
+            boxes,
+            s.max_pixels,
+            rules.of(s.range, s.damaged),
+        ),
     }
     found = {
         part: frozen.features(
@@ -257,6 +272,6 @@ def _revisited(job: Job, apply) -> Outcome:
     marks = [[int(i) in good[q] for i in ids] for q, ids in kept.tops.items()]
     first = {k: metrics[k] for k in ("map_medium", "map_hard") if k in metrics}
     data = {"val": database.about, "queries": queries.about}
-    sheet = _sheet(kept, marks, queries, database, s.pictures)
+    sheet = _sheet(kept, marks, queries, database, s)
     images = [_nearest(kept, marks, queries, database, {})]
     return Outcome(first | metrics, data, sheet, [], images)

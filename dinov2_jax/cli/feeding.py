@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import assemble, workdir
-from dinov2_jax.data import pipeline
+from dinov2_jax.data import pipeline, rules
 from dinov2_jax.data.batch import Batch
 from dinov2_jax.data.record import Source
 from dinov2_jax.viz import crops
@@ -66,6 +66,7 @@ def batches(
         attempts=d.attempts,
         canvas=canvas,
         resize=d.resize,
+        rules=rules.of(d.range, d.damaged),
     )
     for step, built in enumerate(made, start):
         lost = skipped.add(built.skipped)

@@ -15,19 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import doubts, embed, identity, setting, workdir
-from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import (
-    classes,
-    decode,
-    fingerprint,
-    pipeline,
-    sources,
+from dinov2_jax.cli import (
+    depths,
+    doubts,
+    embed,
+    embed_checks,
+    identity,
+    setting,
+    workdir,
 )
+from dinov2_jax.cli.setting import Setting
+from dinov2_jax.data import classes, decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
-COMPUTE = embed.COMPUTE
+COMPUTE = embed_checks.COMPUTE
 IMAGES = setting.Table(
     resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
     crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
@@ -40,6 +42,16 @@ IMAGES = setting.Table(
     threads=Setting(2, "threads that decode", setting.COUNT),
     max_pixels=Setting(
         decode.MAX_PIXELS, "largest image that is decoded, pixels", setting.COUNT
+    ),
+    range=Setting(
+        "auto",
+        "samples that become black and white, of images of more than 8 bits",
+        setting.Range("auto or LOW,HIGH", rules.is_range),
+    ),
+    damaged=Setting(
+        "fill",
+        "JPEGs of corrupt data: filled, or skipped",
+        setting.choice(*rules.DAMAGED),
     ),
 )
 """Settings of every task at image level."""
@@ -81,12 +93,12 @@ class Set(NamedTuple):
     about: dict  # spec, images, skipped, sha256
 
 
-def load(weights: str, name: str | None = None, which: str = "teacher") -> Backbone:
+def load(weights: str, name: str | None = None, **how) -> Backbone:
     """The backbone that a text stands for, see `load_backbone`.
 
     Raises: ValueError if it takes no RGB images.
     """
-    model, params = zoo.load_backbone(name, weights, which=which)
+    model, params = zoo.load_backbone(name, weights, **how)
     if model.in_channels != 3:
         raise errors.InputError(
             f"These weights take images of {model.in_channels} channels; sources give "
@@ -130,7 +142,9 @@ def chosen(count: int, limit: int) -> np.ndarray:
 def opened_source(job: Any, spec: str) -> Source:
     """A source of which something can be decoded."""
     source = sources.open_source(spec)
-    pipeline.require_decodable(source, max_pixels=job.settings.max_pixels)
+    s = job.settings
+    told = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=told)
     return source
 
 
@@ -141,7 +155,7 @@ def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
             f"crop={settings.crop} is no multiple of the patch size "
             f"{backbone.model.patch_size} of these weights."
         )
-    embed.require_crop(settings.resize, settings.crop)
+    embed_checks.crop_in_image(settings.resize, settings.crop)
 
 
 def require_file(option: str, path: pathlib.Path) -> None:
@@ -183,7 +197,9 @@ def features(
     s, mesh = settings, sharding.make_mesh()
     require_crop(backbone, s)
     source = sources.open_source(spec) if source is None else source
-    pipeline.require_decodable(source, max_pixels=s.max_pixels)
+    decoding = rules.of(s.range, s.damaged)
+    pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=decoding)
+    depths.tell(spec, source, s.max_pixels, decoding)
     # More devices than images asked for: the batch grows, results stay the same.
     batch = -(-s.batch_size // mesh.size) * mesh.size
     manifest = {
@@ -200,6 +216,8 @@ def features(
         "dtype": "float32",
         "compute": s.compute,
         "max_pixels": s.max_pixels,
+        "range": s.range,
+        "damaged": s.damaged,
     }
     key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     kinds, index, _ = embed.store(
@@ -212,6 +230,7 @@ def features(
         workers=s.workers,
         threads=s.threads,
         max_pixels=s.max_pixels,
+        rules=decoding,
     )
     kept = np.flatnonzero(index["ok"].to_numpy())
     if not len(kept):
@@ -271,19 +290,6 @@ def require_labels(spec: str, labels: np.ndarray, count: int) -> None:
             f"{spec}: labels run from {low} to {high}; they must lie in 0 to "
             f"{count - 1}, its {count} classes."
         )
-
-
-def require_same_classes(train: Source, val: Source) -> None:
-    """Raises ValueError that names a class that only one of two sources has."""
-    if train.classes == val.classes:
-        return
-    mine, others = set(train.classes), set(val.classes)
-    only = sorted(mine - others)[:3], sorted(others - mine)[:3]
-    raise errors.InputError(
-        f"train has {len(mine)} classes and val {len(others)}, and they differ: only in "
-        f"train {', '.join(only[0]) or 'none'}; only in val "
-        f"{', '.join(only[1]) or 'none'}. Give two splits of the same classes."
-    )
 
 
 def _whole(spec: str) -> str:

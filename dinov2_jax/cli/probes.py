@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import errors, features
 from dinov2_jax.cli import workdir
-from dinov2_jax.data import pipeline
+from dinov2_jax.data import pipeline, rules
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Source
 from dinov2_jax.evals import knn, metrics
@@ -69,6 +69,7 @@ class TeacherProbe:
             threads=d.threads,
             max_pixels=d.max_pixels,
             limit=limit,
+            rules=rules.of(d.range, d.damaged),
         )
 
     def extract(self, apply, source: Source):

@@ -24,7 +24,9 @@ POSITIVE = Range("above 0 and finite", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Range("0 or more and finite", lambda x: 0 <= x < math.inf)
 FRACTION = Range("above 0 and below 1", lambda x: 0 < x < 1)
 SHARE = Range("0 to 1", lambda x: 0 <= x <= 1)
-EXPONENT = Range("-300 to 300", lambda x: -300 <= x <= 300)
+# Beyond these a float32 overflows, or is 0.
+EXPONENT = Range("-30 to 30", lambda x: -30 <= x <= 30)
+TEMPERATURE = Range("1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)
 SWITCH = Range("true or false", lambda x: True)
 TEXT = Range("", lambda x: True)
 

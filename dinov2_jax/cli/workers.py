@@ -4,6 +4,7 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 def _positive(text: str) -> int:
     """A whole number above 0. Raises: ValueError, which argparse tells."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number above 0")
     return int(text)
 
 
@@ -44,7 +45,12 @@ def each(
     with concurrent.futures.ProcessPoolExecutor(
         workers, spawned, _begin, (job,)
     ) as pool:
-        running = {pool.submit(_do, item): item for item in items}
+        # The processes inherit the mask: Ctrl-C ends the parent, in one line.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = {pool.submit(_do, item): item for item in items}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for done in concurrent.futures.as_completed(running):
                 yield running.pop(done), done.result()

@@ -9,11 +9,15 @@ import re
 import struct
 from collections.abc import Iterator
 
-from dinov2_jax import errors
-from dinov2_jax.data import fingerprint, manifest, remote
+from dinov2_jax import errors, escaping
+from dinov2_jax.data import containers, fingerprint, manifest, patterns, remote
+from dinov2_jax.data.faults import Faults, Refused
 from dinov2_jax.data.record import Record
+from dinov2_jax.data.walk import say
 
+PACKED = re.compile(r"data-\d+-of-\d+\.arrayrecord(\.part)?|\.parts")
 MAGIC = b"DLBL"  # opens a record that carries a label
+LABELS = 2**31  # that are told apart
 OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for reading at random
 
 
@@ -40,12 +44,22 @@ class Entries:
         """
         Args:
             paths: of the files; each is opened once to count its entries.
-        Raises: ValueError if one is no whole ArrayRecord file.
+        Raises: ValueError that names those that are no whole ArrayRecord files.
         """
         self._paths, self._readers = paths, {}
+        for path in paths:
+            escaping.utf8(path, "ArrayRecord")  # refused before any is opened
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            counts = pool.map(lambda path: self._open(path).num_records(), paths)
-            self._starts = [0, *itertools.accumulate(counts)]
+            counts = list(pool.map(self._count, paths))
+        wrong = [count for count in counts if isinstance(count, str)]
+        if wrong:
+            raise Refused(
+                wrong,
+                f"copy or pack {len(wrong)} of {len(paths)} files again",
+                "cannot be read as ArrayRecord: ",
+            )
+        self.counts: list[int] = counts
+        self._starts = [0, *itertools.accumulate(self.counts)]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -63,16 +77,30 @@ class Entries:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_readers": {}}  # each process opens its own
 
+    def _count(self, path: str) -> int | str:
+        """How many entries a file has, or what is wrong with it."""
+        try:
+            return self._open(path).num_records()
+        except errors.InputError as error:
+            return str(error)
+
     @staticmethod
     def _open(path: str):
         """A reader of one file, which threads may share."""
         from array_record.python import array_record_module
 
-        reader = array_record_module.ArrayRecordReader(path, OPTIONS)
-        if not reader.ok():
-            raise errors.InputError(
-                f"{path} is missing, cut short or of another format."
+        text = escaping.utf8(path, "ArrayRecord")
+        try:
+            reader = array_record_module.ArrayRecordReader(text, OPTIONS)
+            sound, why = reader.ok(), ""
+        except (RuntimeError, ValueError) as error:  # of files below 64 KiB
+            sound, why = False, f" ({error})"
+        if not sound:
+            what = containers.of(path)
+            told = (
+                f"is {what}" if what else "is missing, cut short or of another format"
             )
+            raise errors.InputError(f"{path} {told}{why}")
         return reader
 
 
@@ -82,35 +110,34 @@ class ArrayRecords:
     def __init__(self, pattern: str):
         """
         Args:
-            pattern: path of the files, see `remote.find`; or of a folder with the
+            pattern: path of the files, see `patterns.find`; or of a folder with the
                 manifest.json of `dinov2-jax data pack`.
         Raises: ValueError if no file matches, they hold no record, or they are not
             what the manifest says.
         """
-        self._pattern = pattern
-        packed, known = os.path.expanduser(pattern), None
-        if os.path.isdir(packed):
+        self._pattern, spec = pattern, f"arrayrecord:{pattern}"
+        packed, known, notes = os.path.expanduser(pattern), None, []
+        if os.path.isdir(packed) and not _plain(packed):
             known = manifest.read(packed)
             paths = [os.path.join(packed, shard["file"]) for shard in known["shards"]]
         else:
-            paths = remote.find(pattern)
+            paths, notes = patterns.find("arrayrecord", pattern)
         self.classes = tuple(known["classes"]) if known else ()
         self._paths = paths
-        if not paths:
-            raise errors.InputError(f"arrayrecord:{pattern} matches no file.")
-        try:
-            self._data = Entries(paths)
-        except (RuntimeError, ValueError) as error:
-            raise errors.InputError(
-                f"arrayrecord:{pattern} cannot be read as ArrayRecord: {error}"
-            ) from error
+        self._data = Entries(paths)
         if not len(self._data):
-            raise errors.InputError(f"arrayrecord:{pattern} holds no record.")
-        if known and len(self._data) != known["records"]:
-            raise errors.InputError(
-                f"arrayrecord:{pattern} holds {len(self._data)} records, but its "
-                f"{manifest.NAME} says {known['records']}; pack it again."
-            )
+            raise errors.InputError(f"{spec} holds no record.")
+        for path, shard, count in zip(
+            paths, known["shards"] if known else (), self._data.counts
+        ):
+            if count != shard["records"]:
+                raise errors.InputError(
+                    f"{path} holds {count} records, but its {manifest.NAME} says "
+                    f"{shard['records']}; copy or pack it again."
+                )
+        faults = Faults(notes)
+        faults.tell(spec)
+        self.faults = tuple(faults.lines)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -125,15 +152,37 @@ class ArrayRecords:
         if entry[: len(MAGIC)] != MAGIC:
             return Record(entry, -1)
         start = len(MAGIC) + 8
-        return Record(entry[start:], struct.unpack("<q", entry[len(MAGIC) : start])[0])
+        if len(entry) < start:
+            raise errors.FileError(f"{self.name(index)} is cut short in its label.")
+        (label,) = struct.unpack("<q", entry[len(MAGIC) : start])
+        if not 0 <= label < (len(self.classes) or LABELS):
+            raise errors.FileError(
+                f"{self.name(index)} has label {label}, but there are "
+                f"{len(self.classes) or LABELS} classes."
+            )
+        return Record(entry[start:], label)
 
     def name(self, index: int) -> str:
-        return f"arrayrecord:{self._pattern} record {index}"
+        return f"arrayrecord:{escaping.escaped(self._pattern)} record {index}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._paths)
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "arrayrecord", self.classes
         yield from map(fingerprint.File, self._paths)
+
+
+def _plain(folder: str) -> bool:
+    """Whether a folder holds ArrayRecord files that `data pack` has not written."""
+    names = os.listdir(folder)
+    packed = manifest.NAME in names or any(map(PACKED.fullmatch, names))
+    suffix = patterns.SUFFIXES["arrayrecord"]
+    below = (name for _, _, files in os.walk(folder) for name in files)
+    return not packed and any(suffix.search(name) for name in below)
 
 
 class Tfds:
@@ -164,9 +213,17 @@ class Tfds:
                 f"tfds:{name} has no image; its features are {sorted(features)}."
             )
         self._image = "image" if "image" in images else images[0]
-        labels = dict(features).get("label")
-        self._labelled = isinstance(labels, tfds.features.ClassLabel)
-        self.classes = tuple(labels.names) if self._labelled else ()
+        labels = {
+            key: feature
+            for key, feature in dict(features).items()
+            if isinstance(feature, tfds.features.ClassLabel)
+        }
+        self._label = next((x for x in ("label", *labels) if x in labels), None)
+        names = labels[self._label].names if self._label else None
+        self.classes = tuple(map(escaping.normalized, names or ()))
+        if len(labels) > 1:
+            others = ", ".join(key for key in labels if key != self._label)
+            say(f"{self._title}: labels are those of {self._label!r}, not of {others}")
         try:
             self._data = builder.as_data_source(
                 split, decoders={self._image: tfds.decode.SkipDecoding()}
@@ -179,6 +236,8 @@ class Tfds:
             (part.filename, part.skip, part.take)
             for part in builder.info.splits[split].file_instructions
         )
+        ends = [(str(path), skip + max(take, 0)) for path, skip, take in self._parts]
+        _require_whole(self._title, ends)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -190,18 +249,42 @@ class Tfds:
             raise errors.FileError(
                 f"{self.name(index)} cannot be read: {error}"
             ) from error
-        label = int(entry["label"]) if self._labelled else -1
-        return Record(entry[self._image], label)
+        label = int(entry[self._label]) if self._label else -1
+        if label >= (len(self.classes) or LABELS):
+            raise errors.FileError(
+                f"{self.name(index)} has label {label}, but there are "
+                f"{len(self.classes)} classes."
+            )
+        return Record(entry[self._image], max(label, -1))
 
     def name(self, index: int) -> str:
-        return f"{self._title} record {index}"
+        return f"{escaping.escaped(self._title)} record {index}"
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
-        yield "tfds", self._title, self._image, self._labelled, self.classes
+        yield "tfds", self._title, self._image, self._label, self.classes
         for path, skip, take in self._parts:
             yield fingerprint.File(path)
             yield skip, take
+
+
+def _require_whole(title: str, parts: list[tuple[str, int]]) -> None:
+    """Raises ValueError if a file is missing, damaged or holds too few records."""
+    parts = [(path, most) for path, most in parts if not remote.is_remote(path)]
+    missing = [path for path, _ in parts if not os.path.isfile(path)]
+    if missing:
+        raise Refused(
+            [f"{path} is missing" for path in missing],
+            f"copy {len(missing)} of the {len(parts)} files of {title}, or prepare it "
+            "again",
+        )
+    counts = Entries([path for path, _ in parts]).counts
+    for (path, most), count in zip(parts, counts, strict=True):
+        if count < most:
+            raise errors.InputError(
+                f"{path} holds {count} records, but {title} reads {most} of it; prepare "
+                "it again."
+            )
 
 
 def _builder(tfds, name: str, data_dir: str | None):

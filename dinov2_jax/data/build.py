@@ -162,8 +162,12 @@ class Reading:
 
     def _decoded(self, record: Record) -> np.ndarray:
         """[H W 3] uint8."""
-        limit = self.reader.max_pixels
-        return decode.decode(record.image, max_pixels=limit, longest=self.longest)
+        return decode.decode(
+            record.image,
+            max_pixels=self.reader.max_pixels,
+            longest=self.longest,
+            rules=self.reader.rules,
+        )
 
     def counts(self) -> tuple[np.ndarray, int]:
         """[s] int64 numbers of the records skipped; reads that were repeated."""
@@ -182,6 +186,7 @@ class EvalBuilder:
     first: int
     local: int
     max_pixels: int
+    rules: decode.Rules
 
     def __call__(self, step: int) -> EvalBatch:
         images = np.zeros((self.local, self.crop, self.crop, 3), np.uint8)
@@ -193,7 +198,7 @@ class EvalBuilder:
                 break
             index = position * len(self.source) // self.count
             try:
-                image, label = read(self.source, index, self.max_pixels)
+                image, label = read(self.source, index, self.max_pixels, self.rules)
                 images[slot] = center_crop(image, self.resize, self.crop)
             except (decode.DecodeError, OSError):
                 skipped.append(index)
@@ -202,18 +207,21 @@ class EvalBuilder:
         return EvalBatch(images, labels, ids, np.array(skipped, np.int64))
 
 
-def read(source: Source, index: int, max_pixels: int) -> tuple[np.ndarray, int]:
+def read(
+    source: Source, index: int, max_pixels: int, rules: decode.Rules
+) -> tuple[np.ndarray, int]:
     """The pixels and the label of one record.
 
     Args:
         source: where it is.
         index: its number.
-        max_pixels: largest image that is decoded.
+        max_pixels, rules: as decode.decode.
     Returns: [H W 3] uint8, label.
     Raises: DecodeError or OSError if it cannot be read.
     """
     record, _ = Reader(source).record(index)
-    return decode.decode(record.image, max_pixels=max_pixels), record.label
+    image = decode.decode(record.image, max_pixels=max_pixels, rules=rules)
+    return image, record.label
 
 
 def center_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:

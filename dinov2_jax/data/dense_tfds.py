@@ -9,6 +9,7 @@ import numpy as np
 from dinov2_jax import errors
 from dinov2_jax.data import decode, fingerprint, sources
 from dinov2_jax.data.pair import Pair, header_size, require_one_size
+from dinov2_jax.escaping import escaped
 
 LABELS = ("segmentation_label", "segmentation_mask", "label_map", "annotation")
 DEPTHS = ("depth", "depth_map")
@@ -74,7 +75,7 @@ class TfdsPairs:
         return self.read(found, name)
 
     def name(self, index: int) -> str:
-        return f"{self.spec} record {index}"
+        return f"{escaped(self.spec)} record {index}"
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""

@@ -68,6 +68,7 @@ def train_batches(
     threads: int = 2,
     prefetch: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
+    rules: decode.Rules = decode.RULES,
 ) -> Iterator[build.EvalBatch]:
     """The batches of steps start..stop-1, each a pure function of (seed, step).
 
@@ -77,7 +78,7 @@ def train_batches(
         seed: >= 0.
         batch_size: images of a step.
         start, stop: steps, 0 <= start <= stop.
-        workers, threads, prefetch, max_pixels: as `pipeline.train_batches`.
+        workers, threads, prefetch, max_pixels, rules: as `pipeline.train_batches`.
     Returns: an iterator of EvalBatch; close() it to end its threads and workers.
     Raises: ValueError if sizes do not fit, and while iterating if 100 records in a row
         cannot be decoded.
@@ -89,7 +90,7 @@ def train_batches(
     if seed < 0 or not 0 <= start <= stop:
         raise errors.InputError(f"{seed=}, {start=} must be >= 0 and {stop=} >= start.")
     builder = Builder(
-        reader=Reader(source, max_pixels),
+        reader=Reader(source, max_pixels, rules=rules),
         order=pipeline.order(source, seed),
         size=size,
         seed=seed,

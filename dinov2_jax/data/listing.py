@@ -41,6 +41,7 @@ class Listing:
     extra: np.ndarray  # [n C] int64, for the owner's use; C may be 0
     classes: tuple[str, ...]
     ignored: walk.Ignored  # what was left out when it was made
+    notes: tuple[str, ...]  # on what was listed, for people
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,16 +60,18 @@ def build(
     watched: Sequence[bytes],
     file: pathlib.Path | None,
     ignored: walk.Ignored,
+    notes: Sequence[str] = (),
 ) -> Listing:
     """A listing in a file of its own, written whole or not at all.
 
     Args:
-        entries: in their order; read once, while `watched` may still grow.
+        entries: in their order; read once, while `watched` and `notes` may still grow.
         columns: C, numbers of an entry.
         watched: files and folders that it was made from; a change of one ends it.
         file: where it is kept; None: for the life of this process, as where something
             was passed over that may be mended without a change of what is watched.
         ignored: what is left out, known once the entries are read.
+        notes: lines that are kept with it.
     Returns: the listing. Labels are classes in the order of their names; where entries
         give labels, classes are their numbers.
     """
@@ -89,6 +92,7 @@ def build(
                 watched=_packed(watched),
                 stamp=np.array(_stamp(watched)),
                 ignored=np.array(ignored.json()),
+                notes=_packed(line.encode() for line in notes),
             )
         shutil.move(whole, file)  # _scratch may lie on another disk
     return _opened(file)
@@ -179,6 +183,7 @@ def _opened(file: pathlib.Path) -> Listing:
         names = [name.decode() for name in _unpacked(kept["classes"])]
         ignored = walk.Ignored(str(kept["ignored"]))
         columns, stamp = int(kept["columns"]), str(kept["stamp"])
+        notes = tuple(line.decode() for line in _unpacked(kept["notes"]))
         arrays = {}
         for kind, dtype in KINDS.items():
             with members.open(f"{kind}.npy") as member:
@@ -194,7 +199,9 @@ def _opened(file: pathlib.Path) -> Listing:
             arrays[kind] = np.memmap(file, dtype, "r", start, size) if size else empty
     rows = len(arrays["labels"])
     arrays["extra"] = arrays["extra"].reshape(rows, columns)
-    return Listing(file, stamp, **arrays, classes=tuple(names), ignored=ignored)
+    return Listing(
+        file, stamp, **arrays, classes=tuple(names), ignored=ignored, notes=notes
+    )
 
 
 def _again(file: pathlib.Path, stamp: str) -> Listing:

@@ -7,7 +7,8 @@ from typing import TypedDict
 from unicodedata import normalize
 
 from dinov2_jax import errors
-from dinov2_jax.escaping import shown
+from dinov2_jax.data.faults import Refused
+from dinov2_jax.escaping import escaped, shown
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -57,15 +58,19 @@ def read(folder: str | os.PathLike) -> Manifest:
         raise errors.InputError(
             f"{path} is no list of a packed data set: {error}"
         ) from error
+    for name, _ in sizes:
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise errors.InputError(
+                f"{path} names {name!r}, which is no file beside it; pack again."
+            )
+    wrong = []
     for name, size in sizes:
         shard = folder / name
         if not shard.is_file():
-            raise errors.InputError(
-                f"{shard} is missing, but {path} names it; pack again."
-            )
-        if shard.stat().st_size != size:
-            raise errors.InputError(
-                f"{shard} has {shard.stat().st_size} bytes, but {path} says {size}; "
-                "copy or pack it again."
-            )
+            wrong.append(f"{escaped(shard)} is missing, but {path} names it")
+        elif shard.stat().st_size != size:
+            has = shard.stat().st_size
+            wrong.append(f"{escaped(shard)} has {has} bytes, but {path} says {size}")
+    if wrong:
+        raise Refused(wrong, f"copy {len(wrong)} of {len(sizes)} shards or pack again")
     return found

@@ -9,10 +9,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data import arrays, decode, manifest
+from dinov2_jax import writing
+from dinov2_jax.data import arrays, decode, manifest, rules
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
-from dinov2_jax.escaping import shown
+from dinov2_jax.escaping import shown, utf8
 
 OPTIONS = "group_size:1,uncompressed"  # each record alone; images are compressed
 
@@ -25,6 +26,7 @@ class Written:
     labelled: int  # records with a label
     shrunk: int
     skipped: tuple[tuple[int, str], ...]  # number in the source, why
+    reasons: tuple[str, ...] = ()  # of each of them, in a word or two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Packer:
 
     Fields: `ids` [n] the records in their new order, None for all as they are;
     `records` of a shard; `longest` side of an image, pixels, larger ones are shrunk
-    and encoded anew as JPEG of `quality`, None for none.
+    and encoded anew as JPEG of `quality`, None for none; `max_pixels` and `rules` as
+    decode.decode.
     """
 
     source: Source
@@ -42,6 +45,8 @@ class Packer:
     ids: np.ndarray | None = None
     longest: int | None = None
     quality: int = 95
+    max_pixels: int = decode.MAX_PIXELS
+    rules: decode.Rules = decode.RULES
 
     @property
     def shards(self) -> int:
@@ -57,15 +62,20 @@ class Packer:
 
         Raises: OSError if the disk is full or not writable.
         """
+        with writing.replacing(self.folder / self.name(number)) as part:
+            return self._write(number, part)
+
+    def _write(self, number: int, part: pathlib.Path) -> Written:
+        """Write the records of a shard to a file."""
         from array_record.python import array_record_module
 
-        path = self.folder / self.name(number)
-        part = path.with_name(path.name + ".part")
         start = number * self.records
         stop = min(start + self.records, len(self.source))
-        labelled, shrunk, skipped = 0, 0, []
+        labelled, shrunk, skipped, reasons = 0, 0, [], []
         reader = Reader(self.source)
-        writer = array_record_module.ArrayRecordWriter(str(part), OPTIONS)
+        writer = array_record_module.ArrayRecordWriter(
+            utf8(part, "ArrayRecord"), OPTIONS
+        )
         for position in range(start, stop):
             index = position if self.ids is None else int(self.ids[position])
             try:
@@ -74,6 +84,7 @@ class Packer:
             except (OSError, decode.DecodeError) as error:
                 why = f"{self.source.name(index)}: {shown(str(error))}"
                 skipped.append((index, why))
+                reasons.append(rules.reason(error))
                 continue
             shrunk += changed
             if record.label >= 0:
@@ -85,12 +96,11 @@ class Packer:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         size = part.stat().st_size
-        os.replace(part, path)
         written = stop - start - len(skipped)
         shard = manifest.Shard(
-            file=path.name, records=written, bytes=size, sha256=digest
+            file=self.name(number), records=written, bytes=size, sha256=digest
         )
-        return Written(shard, labelled, shrunk, tuple(skipped))
+        return Written(shard, labelled, shrunk, tuple(skipped), tuple(reasons))
 
     def _encoded(self, record: Record) -> tuple[bytes, bool]:
         """The bytes to keep, and whether the image was shrunk.
@@ -98,18 +108,17 @@ class Packer:
         Raises: DecodeError if it is no image.
         """
         image = record.image
-        pixels = decode.decode(image, longest=self.longest)
+        pixels = decode.decode(
+            image,
+            max_pixels=self.max_pixels,
+            longest=self.longest,
+            rules=self.rules,
+        )
         if isinstance(image, np.ndarray):
             return _saved(pixels, "PNG"), pixels.shape != image.shape
-        if self.longest is None or max(_size(image)) <= self.longest:
+        if self.longest is None or max(decode.size_of(image)) <= self.longest:
             return image, False
         return _saved(pixels, "JPEG", quality=self.quality), True
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height by the header of an image that was decoded before."""
-    with Image.open(io.BytesIO(data), formats=decode.FORMATS) as picture:
-        return picture.size
 
 
 def _saved(pixels: np.ndarray, kind: str, **more) -> bytes:

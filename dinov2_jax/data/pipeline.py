@@ -45,6 +45,7 @@ def train_batches(
     attempts: int = 3,
     canvas: int | None = None,
     resize: str = "pillow",
+    rules: decode.Rules = decode.RULES,
 ) -> Iterator[build.Built]:
     """This process's part of the batches of steps start..stop-1.
 
@@ -74,6 +75,7 @@ def train_batches(
             to this side if it is larger, lies in a corner of a square of so many
             pixels, with the draws by which `cropping.views` cuts it.
         resize: how crops are cut here, a way of resizing.WAYS.
+        rules: how images of more than 8 bits and damaged ones are decoded.
     Returns: an iterator of build.Built, whose arrays are NumPy's; close() it to end
         its threads and workers.
     Raises: ValueError at once if sizes do not fit together, and while iterating if
@@ -101,7 +103,7 @@ def train_batches(
     if mask_probability is not None:
         capacity = masks.upper_bound(rows, side * side, mask_probability, mask_ratio)
     builder = build.TrainBuilder(
-        reader=Reader(source, max_pixels, attempts),
+        reader=Reader(source, max_pixels, attempts, rules=rules),
         order=order(source, seed),
         multicrop=multicrop,
         canvas=canvas,
@@ -134,6 +136,7 @@ def eval_batches(
     prefetch: int = 2,
     max_pixels: int = decode.MAX_PIXELS,
     limit: int | None = None,
+    rules: decode.Rules = decode.RULES,
 ) -> Iterator[build.EvalBatch]:
     """This process's part of one pass over a source, in order.
 
@@ -146,6 +149,7 @@ def eval_batches(
         crop: side of the central crop, pixels, <= resize.
         process, processes, workers, threads, prefetch, max_pixels: as train_batches.
         limit: at most so many records, evenly spread over the source.
+        rules: as train_batches.
     Returns: an iterator of build.EvalBatch; close() it to end its threads and workers.
     Raises: ValueError at once if sizes do not fit together.
     """
@@ -165,6 +169,7 @@ def eval_batches(
         first=process * (batch_size // processes),
         local=batch_size // processes,
         max_pixels=max_pixels,
+        rules=rules,
     )
     steps = grain.MapDataset.range(-(-builder.count // batch_size)).map(builder)
     return iterate(steps, workers, threads, prefetch)
@@ -192,14 +197,24 @@ def order(source: Source, seed: int) -> grain.MapDataset:
 
 
 def require_decodable(
-    source: Source, number: int = 64, max_pixels: int = decode.MAX_PIXELS
+    source: Source,
+    number: int = 64,
+    max_pixels: int = decode.MAX_PIXELS,
+    rules: decode.Rules = decode.RULES,
 ) -> None:
-    """Raises ValueError if none of some records, spread over a source, decodes."""
+    """Raises ValueError if none of some records, spread over a source, decodes.
+
+    Of a Mixture this is asked of each source.
+    """
+    if isinstance(source, sources.Mixture):
+        for part in source.sources:
+            require_decodable(part, number, max_pixels, rules)
+        return
     count = min(number, len(source))
     ids = np.arange(count) * len(source) // count
     for index in ids:
         try:
-            build.read(source, int(index), max_pixels)
+            build.read(source, int(index), max_pixels, rules)
             return
         except (decode.DecodeError, OSError) as error:
             last = error

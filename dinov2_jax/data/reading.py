@@ -25,13 +25,14 @@ class Reader:
 
     Fields: `max_pixels` of the largest image that will be decoded; `attempts` at a
     record whose failure may pass, as that of a network may; `wait` seconds before the
-    second attempt, doubled before each further one.
+    second attempt, doubled before each further one; `rules` as decode.decode.
     """
 
     source: Source
     max_pixels: int = decode.MAX_PIXELS
     attempts: int = 3
     wait: float = 0.1
+    rules: decode.Rules = decode.RULES
 
     def record(self, index: int) -> tuple[Record, int]:
         """Record `index`, and how many reads were tried again.

@@ -4,6 +4,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
+
 
 class Record(NamedTuple):
     """One image and its class."""
@@ -22,5 +24,5 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str:
-        """Where record `index` comes from, for people."""
+        """Where record `index` comes from, `escaped`: one line of plain text."""
         ...

@@ -1,54 +1,14 @@
-"""Files on this machine and behind a URL: finding them, and reading parts of them."""
+"""Files on this machine and behind a URL, and reading parts of them."""
 
-import glob
-import itertools
 import os
-import re
 from typing import Any
 
 from dinov2_jax import errors
-
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_remote(path: str) -> bool:
     """Whether a path is a URL such as gs://bucket/x.tar."""
     return "://" in path
-
-
-def find(pattern: str) -> list[str]:
-    """The files that a pattern names.
-
-    Args:
-        pattern: a path or URL with *, ? and [...], and with ranges: x-{000..127}.tar.
-    Returns: them, sorted, without doubles; empty if there is none.
-    Raises: ValueError if the kind of URL needs a package that is not installed.
-    """
-    found = set()
-    for part in _ranges(pattern):
-        if is_remote(part):
-            system, path = opened(part)
-            magic = glob.has_magic(path)
-            paths = system.glob(path) if magic else [path] * system.exists(path)
-            found |= {system.unstrip_protocol(path) for path in paths}
-        else:
-            found |= set(glob.glob(os.path.expanduser(part)))
-    return sorted(found)
-
-
-def _ranges(pattern: str) -> list[str]:
-    """The patterns that ranges {a..b} stand for; numbers are as wide as a is."""
-    pieces = RANGE.split(pattern)
-    choices = [
-        [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
-        for low, high in zip(pieces[1::3], pieces[2::3], strict=True)
-    ]
-    return [
-        "".join(
-            itertools.chain(*itertools.zip_longest(pieces[::3], some, fillvalue=""))
-        )
-        for some in itertools.product(*choices)
-    ]
 
 
 def opened(url: str) -> tuple[Any, str]:

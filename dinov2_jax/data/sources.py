@@ -1,18 +1,31 @@
 """Opening the images that a spec names, one source or several by weight."""
 
+import collections
 import difflib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.data import arrays, demo, fingerprint, folder, parquet, tar
+from dinov2_jax.data import (
+    arrays,
+    demo,
+    fingerprint,
+    folder,
+    parquet,
+    patterns,
+    remote,
+    tar,
+)
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.data.walk import say
 
 KINDS = ("folder", "tar", "parquet", "tfds", "arrayrecord", "demo")
 
+WEIGHTED = re.compile(r"(.+?)(?<!\\)@(\d+(?:\.\d+)?)", re.DOTALL)
 # tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]
 TFDS = re.compile(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?")
 
@@ -20,7 +33,8 @@ TFDS = re.compile(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?")
 class Mixture:
     """Several sources as one; their records are numbered one source after the other.
 
-    Labels are kept where all sources name the same classes, else they are -1.
+    Labels are kept where one source names the classes of all, in whatever order, else
+    they are -1.
     """
 
     def __init__(self, sources: tuple[Source, ...], weights: tuple[float, ...]):
@@ -38,29 +52,47 @@ class Mixture:
             raise errors.InputError(f"{weights=} must all be positive.")
         self.sources, self.weights = tuple(sources), tuple(weights)
         self.starts = np.cumsum([0, *map(len, sources)])
-        same = all(source.classes == sources[0].classes for source in sources)
-        self.classes = sources[0].classes if same else ()
+        self.classes = max((source.classes for source in sources), key=len)
+        if not all({*source.classes} <= {*self.classes} for source in sources):
+            say(f"{len(sources)} sources of different classes are mixed without labels")
+            self.classes = ()
+        elif not all(source.classes for source in sources):
+            self.classes = ()
+        files = collections.Counter(
+            path for source in sources for path in set(getattr(source, "files", ()))
+        )
+        twice = [path for path, count in files.items() if count > 1]
+        if twice:
+            say(f"files in several sources of a mixture: {patterns.named(twice)}")
+        places = {name: number for number, name in enumerate(self.classes)}
+        self._labels = [
+            [places.get(name, -1) for name in source.classes] for source in sources
+        ]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Record:
-        source, index = self._find(index)
-        record = source[index]
-        return record if self.classes else Record(record.image, -1)
+        which, inner = self._find(index)
+        record = self.sources[which][inner]
+        labelled = self.classes and record.label >= 0
+        return Record(
+            record.image, self._labels[which][record.label] if labelled else -1
+        )
 
     def name(self, index: int) -> str:
-        source, index = self._find(index)
-        return source.name(index)
+        which, inner = self._find(index)
+        return self.sources[which].name(inner)
 
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "mixture", self.weights, self.classes
         yield from map(fingerprint.of, self.sources)
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    def _find(self, index: int) -> tuple[int, int]:
+        """The number of a source, and the number of a record in it."""
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.sources[which], int(index - self.starts[which])
+        return which, int(index - self.starts[which])
 
 
 class Subset:
@@ -102,6 +134,20 @@ class Subset:
         yield fingerprint.of(self.source)
 
 
+def faults(source: Source | Mixture) -> list[str]:
+    """What is wrong with the files of a source, apart from single records.
+
+    Args:
+        source: as `open_source` returns it.
+    Returns: a line for each thing that is damaged, missing or contradictory.
+    """
+    if isinstance(source, Subset):
+        return faults(source.source)
+    if isinstance(source, Mixture):
+        return [line for part in source.sources for line in faults(part)]
+    return list(getattr(source, "faults", ()))
+
+
 def open_source(
     spec: str, *, cache_dir: str | os.PathLike | None = None
 ) -> Source | Mixture:
@@ -110,27 +156,84 @@ def open_source(
     Args:
         spec: one of
             folder:PATH
-            tar:PATH_OR_PATTERN
-            parquet:PATH_OR_PATTERN
+            tar:FILES
+            parquet:FILES[?image=COLUMN&label=COLUMN]
             tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]
-            arrayrecord:PATH_OR_PATTERN, or a folder that `data pack` has made
+            arrayrecord:FILES, or a folder that `data pack` has made
             demo:train, demo:val
-            or several of them, each with its weight: SPEC@3;SPEC@1. A path that
-            itself ends in @NUMBER needs a / or a weight behind it.
+            or several of them, each with its weight: SPEC@3;SPEC@1. FILES are those
+            of `patterns.find`. A path that exists as it is spelt, with ; or with
+            @NUMBER at its end, is that path; \\; and \\@ are always part of one.
         cache_dir: where lists of files are kept between runs; None keeps none.
     Returns: a Source; a Mixture if the spec names several.
     Raises: ValueError if the kind is unknown or the source cannot be opened.
     """
-    parts = [part.strip() for part in spec.split(";") if part.strip()]
+    parts = split(spec)
     if not parts:
         raise errors.InputError(
             f"{spec!r} names no source; give one such as folder:PATH."
         )
-    weighted = re.compile(r"(.+?)(?:@(\d+(?:\.\d+)?))?", re.DOTALL)
-    matches = [weighted.fullmatch(part) for part in parts]
-    opened = tuple(_open(match[1], cache_dir) for match in matches)
-    weights = tuple(float(match[2] or 1) for match in matches)
+    opened = tuple(_readable(part, cache_dir) for part, _ in parts)
+    weights = tuple(weight for _, weight in parts)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)
+
+
+def _readable(spec: str, cache_dir) -> Source:
+    """The source of one spec, or one line if the system refuses one of its files."""
+    try:
+        return _open(spec, cache_dir)
+    except OSError as error:
+        if error.errno in errors.FULL:
+            raise errors.FileError(
+                f"{spec}: {error.strerror} for the list of its files, in "
+                f"{cache_dir or tempfile.gettempdir()}; free some space there."
+            ) from error
+        if isinstance(error, errors.Error) or not error.filename:
+            raise
+        raise errors.FileError(
+            f"{spec}: {error.strerror} at {error.filename}; check the path and its "
+            "permissions."
+        ) from error
+
+
+def split(spec: str) -> list[tuple[str, float]]:
+    """The specs of single sources in one of several, and their weights.
+
+    Args:
+        spec: as for `open_source`.
+    """
+    pieces, parts = re.split(r"(?<!\\);", spec), []
+    while pieces:
+        # The longest that exists as it is spelt, else up to the next semicolon.
+        for stop in range(len(pieces), 0, -1):
+            text = ";".join(pieces[:stop]).strip()
+            if stop == 1 or _exists(text) or _exists(_weighted(text)[0]):
+                break
+        del pieces[:stop]
+        if _exists(text):
+            parts.append((text, 1.0))
+        elif text:
+            text, weight = _weighted(text)
+            parts.append((re.sub(r"\\([;@])", r"\1", text), weight))
+    return parts
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """A spec without its weight, and the weight."""
+    match = WEIGHTED.fullmatch(text)
+    return (match[1], float(match[2])) if match else (text, 1.0)
+
+
+def _exists(spec: str) -> bool:
+    """Whether a spec names a path of this machine that exists as it is spelt."""
+    kind, _, rest = spec.partition(":")
+    if kind == "tfds":
+        rest = rest.partition("@")[2]
+    elif kind == "parquet":
+        rest = parquet.columns(rest)[0]
+    elif kind not in KINDS:
+        return False
+    return bool(rest) and not remote.is_remote(rest) and patterns.exists(rest)
 
 
 def _open(spec: str, cache_dir) -> Source:
@@ -150,7 +253,7 @@ def _open(spec: str, cache_dir) -> Source:
     if kind == "tar":
         return tar.Tar(rest, cache_dir)
     if kind == "parquet":
-        return parquet.Parquet(rest)
+        return parquet.Parquet(*parquet.columns(rest))
     if kind == "arrayrecord":
         return arrays.ArrayRecords(rest)
     if kind == "demo":

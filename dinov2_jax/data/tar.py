@@ -1,48 +1,62 @@
 """Images in tar files, read at their positions: WebDataset shards and plain folders."""
 
+import functools
 import os
-import tarfile
 from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.data import fingerprint, folder, listing, remote, walk
+from dinov2_jax.data import (
+    fingerprint,
+    folder,
+    listing,
+    patterns,
+    remote,
+    samples,
+    scanning,
+    walk,
+)
+from dinov2_jax.data.faults import Faults, Refused
 from dinov2_jax.data.record import Record
-
-BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
+from dinov2_jax.data.walk import say
 
 
 class Tar:
     """All images in uncompressed tar files, here or behind a URL.
 
-    The label is the number in the .cls file of the same name, as WebDataset writes
-    it, else the first folder inside. The headers are read once and the positions kept
-    in cache_dir, as for Folder.
+    The label is the number in the .cls file of the same name or key, as WebDataset
+    writes it, else the first folder inside. The headers are read once and the positions
+    kept in cache_dir, as for Folder. Links lead to what they lead to inside of the file.
+    What is damaged, repeated or leads nowhere is left out and told in `faults`.
     """
 
     def __init__(self, pattern: str, cache_dir: str | os.PathLike | None = None):
         """
         Args:
-            pattern: path or URL of tar files, see `remote.find`.
+            pattern: path or URL of tar files, see `patterns.find`.
             cache_dir: where the positions are kept, or None.
-        Raises: ValueError if no file matches, one is compressed, or none has images.
+        Raises: ValueError if no file matches, one is cut short or no tar file, or none
+            has images.
         """
-        self._shards = remote.find(pattern)
+        spec = f"tar:{pattern}"
+        self._shards, notes = patterns.find("tar", pattern)
         self._open: dict[int, int] = {}  # file descriptors, one set a process
-        if not self._shards:
-            raise errors.InputError(f"tar:{pattern} matches no file.")
         places = [
             x if remote.is_remote(x) else os.path.abspath(x) for x in self._shards
         ]
-        kept = listing.cache_path(cache_dir, "tar", *places)
+        kept = listing.cache_path(cache_dir, "tar", "2", *places)
         found = listing.load(kept)
         if found is None:
-            other, watched = walk.Ignored(), [os.fsencode(x) for x in places]
-            members = _members(self._shards, other)
-            found = listing.build(members, 3, watched, kept, other)
-        folder.report(f"tar:{pattern}", found)
+            found = _listed(self._shards, places, kept)
+        folder.report(spec, found)
         self._files, self.classes = found, found.classes
+        without = np.count_nonzero(found.labels < 0) if found.classes else 0
+        if without:
+            say(f"{spec}: {without} of {len(found)} images have no label")
+        faults = Faults([*notes, *found.notes])
+        faults.tell(spec)
+        self.faults = tuple(faults.lines)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -77,6 +91,11 @@ class Tar:
         """[n] int32 of all records, -1 where there is none."""
         return self._files.labels
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._shards)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads: the shards, and where each image lies in them."""
         yield "tar", self.classes
@@ -87,56 +106,31 @@ class Tar:
         return self.__dict__ | {"_open": {}}
 
 
-def _members(shards: list[str], other: walk.Ignored) -> Iterator[listing.Entry]:
-    """Names, (shard, first byte, bytes) and labels of the images in tar files."""
-    for number, shard in enumerate(shards):
-        try:
-            with (
-                _stream(shard) as stream,
-                tarfile.open(shard, "r:", stream) as members,
-            ):
-                yield from _images(members, number, other)
-        except tarfile.TarError as error:
-            raise errors.InputError(
-                f"{shard} cannot be read as an uncompressed tar file ({error}); "
-                "unpack compressed ones, their members have no fixed position."
-            ) from error
+def _listed(shards: list[str], places: list[str], kept) -> listing.Listing:
+    """The images of tar files. Raises: ValueError if one cannot be read."""
+    scan = scanning.Scan(shards)
+    members = listing.build(
+        scanning.members(scan), len(samples.COLUMNS), [], None, walk.Ignored()
+    )
+    try:
+        if scan.refused:
+            count = f"{len(scan.refused)} of {len(shards)} shards"
+            raise Refused(scan.refused, f"copy or pack {count} again")
+        watched = [os.fsencode(place) for place in places]
+        images = _images(scan, members)
+        found = listing.build(images, 3, watched, kept, scan.ignored, scan.faults.lines)
+    finally:
+        members.file.unlink()
+    return found
 
 
-def _images(members: tarfile.TarFile, shard: int, other: walk.Ignored):
-    """Entries of one file; those of one key stand side by side."""
-    key, images, label = None, [], None
-    for member in members:
-        members.members.clear()  # or it keeps them all
-        if not member.isfile():
-            continue
-        name = os.fsencode(member.name.removeprefix("./"))
-        head, _, base = name.rpartition(b"/")
-        this = (head, base.partition(b".")[0])
-        if this != key:
-            yield from ((*image, label) for image in images)
-            key, images, label = this, [], None
-        if name.endswith(b".cls"):
-            label = _label(members, member)
-        elif folder.is_image(name, other):
-            images.append((name, (shard, member.offset_data, member.size)))
-    yield from ((*image, label) for image in images)
-
-
-def _label(members: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    """The class in a .cls file. Raises: ValueError if it is no number."""
-    text = members.extractfile(member).read(32).decode(errors="replace").strip()
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise errors.InputError(
-            f"{member.name} in {members.name} holds {text!r}; a .cls file holds the "
-            "number of a class, 0 or more."
+def _images(scan: scanning.Scan, members: listing.Listing) -> Iterator[listing.Entry]:
+    """The images among the members, shard by shard."""
+    start, beside = 0, set()
+    for number, (path, stop) in enumerate(zip(scan.shards, scan.stops, strict=True)):
+        shard = samples.Shard(members, start, stop, path)
+        locate = functools.partial(scanning.places, path, number)
+        yield from samples.entries(
+            shard, scan.labelled, locate, beside, scan.ignored, scan.faults
         )
-    return int(text)
-
-
-def _stream(shard: str):
-    """A file to read headers from."""
-    if not remote.is_remote(shard):
-        return open(shard, "rb")
-    system, path = remote.opened(shard)
-    return system.open(path, "rb", block_size=BLOCK)
+        start = stop

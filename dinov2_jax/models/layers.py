@@ -52,6 +52,26 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(x, kernel) if kernel.dtype == x.dtype else wide_dot(x, kernel)
 
 
+@jax.custom_vjp
+def wide_shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """[... O] plus a bias [O] of wider type, in the type of x, as in `wide_dot`."""
+    return x + bias.astype(x.dtype)
+
+
+wide_shift.defvjp(
+    lambda x, bias: (wide_shift(x, bias), bias),
+    lambda bias, grad: (
+        grad,
+        grad.sum(tuple(range(grad.ndim - 1)), dtype=bias.dtype),
+    ),
+)
+
+
+def shift(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """[... O] plus [O] -> [... O] in the type of x."""
+    return x + bias if bias.dtype == x.dtype else wide_shift(x, bias)
+
+
 def dense(
     size: int,
     bias: bool,
@@ -74,9 +94,17 @@ def dense(
         options: further ones of `nn.Dense`.
     """
 
+    use = gather or (lambda weight, axis: weight.astype(dtype))
+
+    # Both weights pass as one to `product`: nn.Dense itself would add a wide bias wide.
     def promoted(x, kernel, bias, dtype):
-        kernel = kernel.astype(dtype) if gather is None else gather(kernel, axis)
-        return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
+        bias = None if bias is None else use(bias, None)
+        return x.astype(dtype), (use(kernel, axis), bias), None
+
+    def product(x, weights, *_, **__):
+        kernel, bias = weights
+        y = dot(x, kernel)
+        return y if bias is None else shift(y, bias)
 
     options = {"kernel_init": kernel_init} | options
     return nn.Dense(
@@ -85,7 +113,7 @@ def dense(
         dtype,
         name=name,
         promote_dtype=promoted,
-        dot_general=lambda x, kernel, *_, **__: dot(x, kernel),
+        dot_general=product,
         **options,
     )
 

@@ -50,12 +50,16 @@ def targets(found: Any, mask_weights: jax.Array) -> dict[str, jax.Array]:
     Returns: per head the mean entropy of a target; the divergence of the mean target
         from uniform (0: all prototypes are used alike, ln K: one serves all); the
         share of prototypes with less than a tenth of their equal share; and ln K.
+        Nothing is told of patches where a batch has room for none.
     Source: arXiv:2104.14294 section 5.3 (the two forms of collapse).
     """
     cls = found.cls.reshape(-1, found.cls.shape[-1])
+    seen = _spread("dino", cls, jnp.ones(cls.shape[0]))
+    if not mask_weights.size:
+        return seen
     patches = found.patches.reshape(-1, found.patches.shape[-1])
     real = (mask_weights.reshape(-1) > 0).astype(jnp.float32)
-    return _spread("dino", cls, jnp.ones(cls.shape[0])) | _spread("ibot", patches, real)
+    return seen | _spread("ibot", patches, real)
 
 
 def update_ratios(updates: Any, params: Any) -> dict[str, jax.Array]:

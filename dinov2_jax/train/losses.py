@@ -6,6 +6,9 @@ import jax.numpy as jnp
 from dinov2_jax import errors
 from dinov2_jax.models import heads
 
+EXACT = jax.lax.Precision.HIGHEST
+"""Of sums of products: by default TPUs and GPUs round float32 factors first."""
+
 
 def centered_targets(
     logits: jax.Array, center: jax.Array, temp: jax.Array
@@ -44,7 +47,8 @@ def sinkhorn_targets(
     mass = jnp.ones(logits.shape[:-1]) if mass is None else mass.astype(jnp.float32)
     samples, prototypes = jnp.maximum(mass.sum(), 1.0), logits.shape[-1]
     every = tuple(range(logits.ndim - 1))
-    largest = jnp.max(jnp.where(mass[..., None] > 0, logits, -jnp.inf))
+    real = jnp.where(mass[..., None] > 0, logits, -jnp.inf)
+    largest = jnp.max(real, initial=-jnp.inf)  # of no sample at all, too
     largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
     q = jnp.where(mass[..., None] > 0, jnp.exp(logits - largest), 0.0)
     q = q / _positive(q.sum())
@@ -72,18 +76,25 @@ def mean_cls_logits(logits: jax.Array) -> jax.Array:
     return logits.astype(jnp.float32).mean((0, 1))
 
 
-def mean_patch_logits(logits: jax.Array, weights: jax.Array) -> jax.Array:
+def mean_patch_logits(
+    logits: jax.Array, weights: jax.Array, empty: jax.Array | float = 0.0
+) -> jax.Array:
     """Mean of the masked patches' logits inside each group, then over groups.
 
     Args:
         logits: [G M K].
         weights: [G M] 0 in padding.
+        empty: the mean where nothing is masked, [K] or a scalar.
     Returns: [K] float32; as in the reference a group with fewer patches counts as
         much as one with more.
+    Differs: a group without masked patches does not count; the reference divides by 0.
     """
     real = (weights > 0).astype(jnp.float32)
-    total = jnp.einsum("gmk,gm->gk", logits.astype(jnp.float32), real)
-    return (total / jnp.maximum(real.sum(1), 1.0)[:, None]).mean(0)
+    total = jnp.einsum("gmk,gm->gk", logits.astype(jnp.float32), real, precision=EXACT)
+    count = real.sum(1)
+    groups = (count > 0).sum()
+    mean = (total / jnp.maximum(count, 1.0)[:, None]).sum(0) / jnp.maximum(groups, 1)
+    return jnp.where(groups > 0, mean, empty)
 
 
 def dino_pairs(student: jax.Array, targets: jax.Array, temp: float = 0.1) -> jax.Array:
@@ -109,7 +120,8 @@ def dino_pairs(student: jax.Array, targets: jax.Array, temp: float = 0.1) -> jax
             f"{v} student and {u} teacher views make no pair; add views."
         )
     logp = jax.nn.log_softmax(student.astype(jnp.float32) / temp)
-    pairs = -jnp.einsum("bvk,buk->vu", logp, jax.lax.stop_gradient(targets)) / b
+    targets = jax.lax.stop_gradient(targets)
+    pairs = -jnp.einsum("bvk,buk->vu", logp, targets, precision=EXACT) / b
     return jnp.where(jnp.eye(v, u, dtype=bool), 0.0, pairs) / (v * u - u)
 
 
@@ -132,7 +144,8 @@ def ibot(
     Source: arXiv:2111.07832 eq. 2; arXiv:2304.07193 section 4.
     """
     logp = jax.nn.log_softmax(student.astype(jnp.float32) / temp)
-    entropy = -jnp.einsum("gmk,gmk->gm", logp, jax.lax.stop_gradient(targets))
+    targets = jax.lax.stop_gradient(targets)
+    entropy = -jnp.einsum("gmk,gmk->gm", logp, targets, precision=EXACT)
     return (jnp.where(weights > 0, entropy, 0.0) * weights).sum() / crops
 
 
@@ -151,7 +164,7 @@ def koleo(features: jax.Array) -> jax.Array:
             f"{features.shape[1]} image; use groups of 2 or more, or weight 0."
         )
     x = heads.normalize(features, 1e-8)
-    dots = jnp.einsum("gid,gjd->gij", x, x, precision=jax.lax.Precision.HIGHEST)
+    dots = jnp.einsum("gid,gjd->gij", x, x, precision=EXACT)
     itself = jnp.eye(x.shape[1], dtype=bool)
     nearest = jnp.argmax(jnp.where(itself, -1.0, jax.lax.stop_gradient(dots)), axis=2)
     neighbor = jnp.take_along_axis(x, nearest[..., None], axis=1)

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 
 from dinov2_jax import tree
-from dinov2_jax.train.schedules import Schedule
+
+RATES = ("lr", "last_layer_lr", "weight_decay")
+"""Schedules whose values `adamw` takes at each update."""
 
 
 class Multipliers(NamedTuple):
@@ -75,46 +77,37 @@ def clip_each(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
-class StepCount(NamedTuple):
-    """Updates so far: the step that the schedules are read at."""
-
-    count: jax.Array
-
-
-def scale_by_schedules(
-    lr: Schedule, last_layer_lr: Schedule, weight_decay: Schedule, factors: Multipliers
-) -> optax.GradientTransformation:
+def scale_by_rates(
+    factors: Multipliers,
+) -> optax.GradientTransformationExtraArgs:
     """Decoupled weight decay and learning rate, each leaf with its own factors."""
 
-    def update(updates, state, params):
-        now = [at(state.count) for at in (lr, last_layer_lr, weight_decay)]
-
+    def update(updates, state, params, *, lr, last_layer_lr, weight_decay):
         def leaf(u, p, lr_factor, decay_factor, is_last):
-            rate = (now[1] if is_last else now[0]) * lr_factor
-            return (-rate * (u + now[2] * decay_factor * p)).astype(p.dtype)
+            rate = (last_layer_lr if is_last else lr) * lr_factor
+            return (-rate * (u + weight_decay * decay_factor * p)).astype(p.dtype)
 
-        updates = jax.tree.map(leaf, updates, params, *factors)
-        return updates, StepCount(optax.safe_increment(state.count))
+        return jax.tree.map(leaf, updates, params, *factors), state
 
-    return optax.GradientTransformation(lambda _: StepCount(jnp.int32(0)), update)
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def adamw(
-    lr: Schedule,
-    last_layer_lr: Schedule,
-    weight_decay: Schedule,
     factors: Multipliers,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     clip: float = 3.0,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The optimiser of the reference.
 
+    It has no clock: `update` takes the rates of the step, scalars named as in `RATES`.
+    `lr` is the learning rate before the leaf's factor; `last_layer_lr` the same for
+    prototypes, where 0 freezes them while their moments and their share of the
+    clipping norm go on; `weight_decay` is multiplied by the learning rate. Its one
+    count is that of the moments, by which Adam corrects their bias: it counts the
+    updates that were applied, as the reference's does, not the steps that were tried.
+
     Args:
-        lr: step -> learning rate before the leaf's factor.
-        last_layer_lr: the same for prototypes; 0 freezes them while their moments
-            and their share of the clipping norm go on.
-        weight_decay: step -> decoupled weight decay, multiplied by the learning rate.
         factors: of `multipliers`.
         betas: decay of the two moments.
         eps: added to the square root of the second moment.
@@ -122,7 +115,5 @@ def adamw(
     Source: arXiv:1711.05101; settings of arXiv:2304.07193 appendix B.
     """
     return optax.chain(
-        clip_each(clip),
-        optax.scale_by_adam(*betas, eps),
-        scale_by_schedules(lr, last_layer_lr, weight_decay, factors),
+        clip_each(clip), optax.scale_by_adam(*betas, eps), scale_by_rates(factors)
     )

@@ -11,7 +11,7 @@ from flax import struct
 
 from dinov2_jax.data.batch import Batch, normalize
 from dinov2_jax.models import dino
-from dinov2_jax.train import health, losses
+from dinov2_jax.train import health, losses, optim
 from dinov2_jax.train.schedules import Schedule
 from dinov2_jax.train.state import Centers, TrainState
 
@@ -35,7 +35,7 @@ class Recipe:
     """
 
     model: dino.DINO
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     schedules: Mapping[str, Schedule]
     targets: Callable[..., tuple[Targets, Centers]]
     dino_weight: float = 1.0
@@ -58,7 +58,9 @@ def centered(
         losses.centered_targets(seen.patch_logits, centers.ibot, temp),
     )
     cls = losses.mean_cls_logits(seen.cls_logits)
-    patches = losses.mean_patch_logits(seen.patch_logits, batch.mask_weights)
+    patches = losses.mean_patch_logits(
+        seen.patch_logits, batch.mask_weights, centers.ibot
+    )
     momentum = recipe.center_momentum
     return targets, Centers(
         losses.next_center(centers.dino, cls, momentum),
@@ -160,9 +162,9 @@ def ssl_grad(
     groups = batch.mask_indices.shape[0]
 
     def split(x: jax.Array) -> jax.Array:
-        rest = (x.shape[0] // groups, *x.shape[1:])
-        x = x.reshape(groups // parts, parts, *rest).swapaxes(0, 1)
-        return x.reshape(parts, -1, *rest[1:])
+        rows, rest = x.shape[0] // groups, x.shape[1:]
+        x = x.reshape(groups // parts, parts, rows, *rest).swapaxes(0, 1)
+        return x.reshape(parts, groups // parts * rows, *rest)
 
     def part_grad(part):
         number, batch, targets = part
@@ -208,15 +210,16 @@ def train_step(
         batch: crops uint8 or already normalised; masks on their buffer.
     Returns: the state after the step, and float32 scalars to log. Where the loss or a
         gradient is not finite the old student, teacher, moments and centres stay, the
-        step counts on and `rejected` counts such steps in a row. From the
-        `max_rejected`-th on they stay for good: who reads the metrics a step late
-        still finds the state that such a step was tried on.
+        step, which is the clock of all schedules, counts on and `rejected` counts such
+        steps in a row. From the `max_rejected`-th on they stay for good: who reads the
+        metrics a step late still finds the state that such a step was tried on.
     Source: the reference's `SSLMetaArch` and `do_train`.
     Differs: the reference's gradient scaler skips only the optimiser in such a step.
     """
     now = {name: at(state.step) for name, at in recipe.schedules.items()}
     grads, terms, targets, centers = gradient(recipe, state, batch)
-    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params)
+    rates = {name: now[name] for name in optim.RATES}
+    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, **rates)
     params = optax.apply_updates(state.params, updates)
     teacher = optax.incremental_update(params, state.teacher, now["ema_rate"])
     norms = {name: optax.tree.norm(part) for name, part in grads.items()}

@@ -209,5 +209,5 @@ def _started(run: history.Run) -> str:
 def _replace(path: pathlib.Path, content: bytes) -> None:
     """Writes a file so that a reader sees the old or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing.replacing(path) as part:
+    with writing.replacing(path, shared=True) as part:
         part.write_bytes(content)

@@ -97,9 +97,20 @@ def stats(golden):
 
 
 def recorded_crop(stats):
-    """The augmentation with the sizes and scales of the recorded statistics."""
-    meta = stats["meta"]
+    """The augmentation with the settings of the recorded statistics."""
+    meta, chances = stats["meta"], stats["nominal_probability"]
+    first = chances["global_1"]
+
+    def by_view(name):
+        return tuple(chances[kind][name] for kind in ("global_1", "global_2", "local"))
+
     return draws.MultiCrop(
+        aspect=tuple(meta["default_ratio"]),
+        flip=first["hflip"],
+        jitter=first["jitter"],
+        gray=first["grayscale"],
+        blur=by_view("blur"),
+        solarize=by_view("solarize"),
         global_size=meta["global_size"],
         local_size=meta["local_size"],
         local_number=meta["n_local"],
@@ -157,13 +168,16 @@ def test_random_choices_have_the_reference_distributions(stats, drawn_views, kin
         within(own.sigma[own.sigma > 0], expected["blur_sigma"])
 
 
-def test_jitter_factors_and_orders_are_uniform(drawn_views):
+def test_jitter_factors_and_orders_are_uniform(stats, drawn_views):
     factors = drawn_views.factors[drawn_views.jitter]
     n = len(factors)
-    for column, (low, high) in zip(
-        factors.T, [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)]
-    ):
-        assert low <= column.min() and column.max() <= high
+    recorded = stats["jitter_factors"]
+    for column, name in zip(factors.T, OPERATIONS, strict=True):
+        low, high = (recorded[name][end] for end in ("min", "max"))
+        # The ends of n uniform numbers lie within 20 / n of their range by e^-20.
+        room = (high - low) * 20 / min(n, recorded[name]["n"])
+        assert abs(column.min() - low) < room and abs(column.max() - high) < room
+        within(column, recorded[name])
         # Five standard errors of the mean of n uniform numbers.
         error = (high - low) / math.sqrt(12 * n)
         assert abs(column.mean() - (low + high) / 2) < 5 * error
@@ -255,9 +269,12 @@ def test_upper_bound_is_the_references(recorded):
 
 def test_upper_bound_is_the_references_in_its_training_runs(arrays, trajectory_file):
     run = arrays(trajectory_file)
-    rows, patches = run["step1/collated_masks"].shape
-    bound = masks.upper_bound(rows, patches, 0.5, (0.1, 0.5))
-    assert bound == run["step1/upperbound"]
+    cfg = run.meta["cfg"]["ibot"]
+    share, ratio = cfg["mask_sample_probability"], tuple(cfg["mask_ratio_min_max"])
+    for number in range(1, run.meta["n_steps"] + 1):
+        rows, patches = run[f"step{number}/collated_masks"].shape
+        bound = masks.upper_bound(rows, patches, share, ratio)
+        assert bound == run[f"step{number}/upperbound"]
 
 
 def test_mask_counts_have_the_reference_distribution(recorded, drawn):
@@ -276,10 +293,13 @@ def test_mask_counts_have_the_reference_distribution(recorded, drawn):
     assert own.max() <= recorded["target_count_per_masked_crop"]["max"]
 
 
-def test_every_row_is_masked_equally_often(drawn):
+def test_every_row_is_masked_equally_often(recorded, drawn):
+    meta = recorded["meta"]
     frequency = drawn[0].any((2, 3)).mean(0)
-    # Five standard errors of 1,500 draws with probability 1/2.
-    assert np.abs(frequency - 0.5).max() < 5 * 0.5 / math.sqrt(len(drawn[0]))
+    share = meta["n_samples_masked"] / meta["rows"]
+    # Five standard errors of 1,500 draws with this probability; 0 where all are masked.
+    error = math.sqrt(share * (1 - share) / len(drawn[0]))
+    assert np.abs(frequency - share).max() <= 5 * error + 1e-12
 
 
 def test_blocks_have_the_reference_shapes(recorded, drawn):
@@ -306,8 +326,8 @@ def test_packed_masks_are_the_references_lists(arrays, trajectory_file):
     masks_of_step = run["step1/collated_masks"]
     capacity = int(run["step1/upperbound"])
     # The packing does not depend on what the rows mean: the reference's crop-major
-    # rows go through as one group.
-    _, indices, weights = batch.pack_masks(masks_of_step[None], 2, capacity)
+    # rows go through as one group of single views.
+    _, indices, weights = batch.pack_masks(masks_of_step[None], 1, capacity)
     count = int(run["step1/n_masked_patches"][0])
     np.testing.assert_array_equal(indices[0, :count], run["step1/mask_indices_list"])
     np.testing.assert_array_equal(weights[0, :count], run["step1/masks_weight"])

@@ -1,5 +1,7 @@
 """k-NN against the reference's classifier, from raw features to class scores."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -67,25 +69,34 @@ def test_the_accuracy_of_every_k_equals_the_reference(data, block, shards):
     assert dict(found) == want
 
 
-@pytest.mark.parametrize("blocks", [1, 4])
-@pytest.mark.parametrize("mean_patch", [0, 1])
-def test_the_input_of_the_linear_probe_equals_the_reference(data, blocks, mean_patch):
-    layers = [
+def last(data, blocks: int) -> list:
+    """(patches, cls) of so many last blocks."""
+    return [
         (data[f"linear/in/{i}/patch"][:, None], data[f"linear/in/{i}/cls"])
         for i in range(data.meta["nblk"] - blocks, data.meta["nblk"])
     ]
-    got = probes.linear_input(layers, bool(mean_patch))
-    want = data[f"linear/out/n{blocks}_avg{mean_patch}"]
-    np.testing.assert_allclose(got, want, atol=CLOSE)
 
 
-@pytest.mark.parametrize("kind", linear.kinds((1, 4)), ids=lambda kind: kind.name)
-def test_the_columns_of_a_linear_head_equal_the_reference(data, kind):
-    layers = [
-        (data[f"linear/in/{i}/patch"][:, None], data[f"linear/in/{i}/cls"])
-        for i in range(data.meta["nblk"] - 4, data.meta["nblk"])
-    ]
+def linear_cases(data) -> dict[tuple[int, int], np.ndarray]:
+    """(blocks, whether with the mean patch) -> input of the linear probe."""
+    stored = data.under("linear/out")
+    names = {key: re.fullmatch(r"n(\d+)_avg(\d)", key).groups() for key in stored}
+    assert names
+    return {tuple(map(int, names[key])): want for key, want in stored.items()}
+
+
+def test_the_input_of_the_linear_probe_equals_the_reference(data):
+    for (blocks, mean_patch), want in linear_cases(data).items():
+        got = probes.linear_input(last(data, blocks), bool(mean_patch))
+        np.testing.assert_allclose(got, want, atol=CLOSE)
+
+
+def test_the_columns_of_a_linear_head_equal_the_reference(data):
+    cases = linear_cases(data)
+    numbers = sorted({blocks for blocks, _ in cases})
+    layers = last(data, numbers[-1])
     whole = probes.linear_input(layers)
-    got = whole[:, kind.columns(layers[0][1].shape[-1], 4)]
-    want = data[f"linear/out/n{kind.blocks}_avg{int(kind.mean_patch)}"]
-    np.testing.assert_allclose(got, want, atol=CLOSE)
+    for kind in linear.kinds(tuple(numbers)):
+        got = whole[:, kind.columns(layers[0][1].shape[-1], numbers[-1])]
+        want = cases[kind.blocks, int(kind.mean_patch)]
+        np.testing.assert_allclose(got, want, atol=CLOSE, err_msg=kind.name)

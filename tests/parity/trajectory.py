@@ -52,11 +52,11 @@ class Golden:
 
     def __init__(self, arrays, stem, mesh: Mesh | None = None, **backbone):
         self.mesh, self.changes = mesh, backbone
-        self.data, self.images = arrays(stem), arrays("train_images")
+        self.data = arrays(stem)
         meta = self.data.meta
-        self.cfg, self.dims = meta["cfg"], self.images.meta["dims"]
+        self.images = arrays(meta["images_file"].removesuffix(".npz"))
+        self.cfg, self.dims, self.steps = meta["cfg"], meta["dims"], meta["n_steps"]
         self.epoch = meta["cfg"]["train"]["OFFICIAL_EPOCH_LENGTH"]
-        self.steps = len(self.data["step_scalars/lr"])
         self.model = self._model()
         self.recipe = self._recipe(self.params("init"))
 
@@ -73,6 +73,10 @@ class Golden:
             image_size=crops["global_crops_size"],
             registers=student["num_register_tokens"],
             ffn="mlp" if student["ffn_layer"] == "mlp" else "swiglu",
+            layerscale=student["layerscale"] or None,
+            qkv_bias=student["qkv_bias"],
+            proj_bias=student["proj_bias"],
+            ffn_bias=student["ffn_bias"],
             antialias=student["interpolate_antialias"],
             offset=student["interpolate_offset"],
             gather=gather,
@@ -98,12 +102,9 @@ class Golden:
             params, optimizer["layerwise_decay"], optimizer["patch_embed_lr_mult"]
         )
         tx = optim.adamw(
-            made["lr"],
-            made["last_layer_lr"],
-            made["weight_decay"],
             factors,
             (optimizer["adamw_beta1"], optimizer["adamw_beta2"]),
-            clip=optimizer["clip_grad"],
+            clip=optimizer["clip_grad"] or 0.0,
         )
         kind = {"sinkhorn_knopp": "sinkhorn"}.get(
             self.cfg["train"]["centering"], "centering"
@@ -118,9 +119,30 @@ class Golden:
             ibot_weight=self.cfg["ibot"]["loss_weight"],
         )
 
+    def snapshots(self, network):
+        """Updates done -> prefix of what is stored of the student or the teacher."""
+        start = f"{network}_after_step"
+        prefixes = {key.partition("/")[0] for key in self.data}
+        ends = {p: p.removeprefix(start) for p in prefixes if p.startswith(start)}
+        found = {int(end): prefix for prefix, end in ends.items() if end.isdecimal()}
+        return found | {self.steps: f"{network}_final"}
+
+    def stored(self, prefix):
+        """A snapshot by the reference's names, its blocks not in chunks."""
+        start = "backbone."
+        flat = self.data.under(prefix)
+        backbone = {
+            name.removeprefix(start): value
+            for name, value in flat.items()
+            if name.startswith(start)
+        }
+        heads = {n: value for n, value in flat.items() if not n.startswith(start)}
+        unchunked = names.unchunked(backbone)
+        return {start + name: value for name, value in unchunked.items()} | heads
+
     def params(self, prefix):
         """A snapshot as our tree."""
-        stored = self.data.under(prefix)
+        stored = self.stored(prefix)
         parts = {name.partition(".")[0] for name in stored}
         found = {}
         for part in sorted(parts):
@@ -152,7 +174,7 @@ class Golden:
 
     def batch(self, number):
         """Batch of step `number` (from 1): image-major, masks on a padded buffer."""
-        index = (number - 1) % len({k.split("/")[0] for k in self.images}) + 1
+        index = self.data.meta["image_batch_of_step"][str(number)]
         crops = [
             self.images[f"batch{index}/collated_{kind}_crops"].astype(np.float32)
             for kind in ("global", "local")

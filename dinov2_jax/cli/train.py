@@ -118,7 +118,7 @@ def open_sources(config: ConfigDict, folder: pathlib.Path):
         return train, None
     val = sources.open_source(config.data.val, cache_dir=cache)
     pipeline.require_decodable(val, max_pixels=d.max_pixels, rules=told)
-    probes.require_labels(train, val)
+    probes.require_labels(train, val, config.eval.limit)
     return train, val
 
 

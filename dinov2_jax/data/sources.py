@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,17 +52,19 @@ class Mixture:
         self.sources, self.weights = tuple(sources), tuple(weights)
         self.starts = np.cumsum([0, *map(len, sources)])
         self.classes = sources[0].classes
-        if any(set(source.classes) != set(self.classes) for source in sources):
+        names = [
+            [unicodedata.normalize("NFC", name) for name in source.classes]
+            for source in sources
+        ]
+        if any(set(some) != set(names[0]) for some in names):
             self.classes = ()
             if all(source.classes for source in sources):
                 say(
                     f"{len(sources)} sources that name different classes are mixed "
                     "without labels"
                 )
-        places = {name: number for number, name in enumerate(self.classes)}
-        self._labels = [
-            [places.get(name, -1) for name in source.classes] for source in sources
-        ]
+        places = {name: number for number, name in enumerate(names[0])}
+        self._labels = [[places.get(name, -1) for name in some] for some in names]
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -211,3 +211,13 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+
+
+def total(counts: Sequence[int]) -> list[int]:
+    """Sums of int32s over all processes, on each of them; all of them must ask."""
+    if jax.process_count() == 1:
+        return list(counts)
+    from jax.experimental import multihost_utils
+
+    rows = multihost_utils.process_allgather(np.asarray(counts, np.int32))
+    return np.asarray(rows).reshape(-1, len(counts)).sum(0).tolist()

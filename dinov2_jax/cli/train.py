@@ -85,6 +85,7 @@ def main(given: list[str]) -> int:
     if first:
         workdir.check(options.workdir, config, options.allow_config_change)
     train, val = open_sources(config, options.workdir)
+    feeding.check(config, model.backbone.patch_size, train)
     if config.init.weights and not any(options.workdir.glob("checkpoints/[0-9]*")):
         starting.check(config, model)
     if first:
@@ -175,6 +176,7 @@ def pretrain(
             guard=loop.Guard(
                 t.max_rejected, functools.partial(replay.keep, folder), tally
             ),
+            total=sharding.total,
             log_every=t.log_every,
             save_every=c.every,
             probes=watchers(config, model.backbone, mesh, folder, train, val),

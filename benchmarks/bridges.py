@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import zoo
-from dinov2_jax.cli import convert, identity, workdir
+from dinov2_jax.cli import backbone_options, identity, workdir
 from dinov2_jax.convert import check, export, names, onnx, peers, read, stablehlo
 from dinov2_jax.models import vit
 
@@ -195,7 +195,7 @@ own (transformers without registers, timm) are compared with ours set to that wa
 def main() -> None:
     """Print the table."""
     chosen = arguments()
-    sizes = [convert.pixels(text) for text in chosen.sizes]
+    sizes = [backbone_options.pixels(text) for text in chosen.sizes]
     jax.config.update("jax_default_matmul_precision", "highest")
     rows = []
     for name in chosen.models:

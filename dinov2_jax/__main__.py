@@ -2,7 +2,9 @@
 
 import importlib
 import io
+import os
 import sys
+import traceback
 
 from dinov2_jax import __version__, errors
 from dinov2_jax.escaping import shown
@@ -18,15 +20,19 @@ COMMANDS = {
     "convert": "weights of any format to any other, checked before they are kept",
 }
 
+DEBUG, VARIABLE = "--debug", "DINOV2_JAX_DEBUG"
+"""Either shows the traceback of what is otherwise one line."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # not what a test or notebook puts there
+        # What a test or a notebook puts there may have no such method.
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = DEBUG in arguments or os.environ.get(VARIABLE, "") not in ("", "0")
+    arguments = [text for text in arguments if text != DEBUG]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -45,13 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(f"dinov2-jax: no command {command!r}; {hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"dinov2_jax.cli.{command}")
     try:
+        module = importlib.import_module(f"dinov2_jax.cli.{command}")
         return ended(module.main(rest))
-    except (errors.Error, OSError) as error:
+    except errors.Error as error:
         message = shown(" ".join(str(error).split()))
+        if debug:
+            traceback.print_exc()
         print(f"dinov2-jax {command}: {message}", file=sys.stderr)
         return ended(1, message)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print(f"dinov2-jax {command}: interrupted.", file=sys.stderr)
+        return ended(130, "interrupted")
 
 
 def ended(code: int, reason: str = "") -> int:
@@ -70,6 +83,8 @@ def usage() -> str:
             "usage: dinov2-jax COMMAND ...        dinov2-jax COMMAND --help",
             "",
             *lines,
+            "",
+            f"{DEBUG}, or {VARIABLE}=1, shows the traceback of every error.",
         ]
     )
 

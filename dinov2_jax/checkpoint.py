@@ -1,8 +1,14 @@
-"""Checkpoints by Orbax: the training state and a note that describes it."""
+"""Checkpoints by Orbax: the training state and a note that describes it.
 
+`resume` chooses which one a run continues from.
+"""
+
+import contextlib
+import json
 import logging
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +25,25 @@ SHARE = 4 << 20  # bytes
 one compiles a program for every shape, which takes longer than writing small arrays."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says what no exception will.
+
+    Orbax logs a page for each of its threads that met a full disk, before the error
+    reaches the caller.
+    """
+    said = f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
+    return not errors.FULL_TEXT.search(said)
+
+
+logging.getLogger("absl").addFilter(_is_news)
+
+
 def manager(
-    folder: pathlib.Path, keep: int = 2, keep_every: int = 0, keep_best: bool = True
+    folder: pathlib.Path,
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_best: bool = True,
+    written: Callable[[], None] | None = None,
 ) -> ocp.CheckpointManager:
     """Opens a folder of checkpoints; what a crash left half written is removed.
 
@@ -29,6 +52,8 @@ def manager(
         keep: latest checkpoints kept, >= 1.
         keep_every: checkpoints at multiples of this step are kept too; 0 for none.
         keep_best: the one with the highest `knn` of those saved with it is kept too.
+        written: called, in another thread, when all files of a checkpoint are written
+            and it is about to get its name.
     Raises: ValueError if keep is below 1.
     """
     if keep < 1:
@@ -42,20 +67,17 @@ def manager(
     if keep_every:
         policies.append(checkpoint_managers.EveryNSteps(keep_every))
     if keep_best:
-        best = checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics["knn"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        policies.append(best)
+        policies.append(_Best(folder))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        async_options=ocp.AsyncOptions(post_finalization_callback=written),
     )
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARE)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     handlers = {
         "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         "note": ocp.JsonCheckpointHandler(),
+        "score": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
@@ -76,53 +98,68 @@ def save(
         note: JSON beside it: data position, config, metrics history.
         knn: accuracy at this step, for `keep_best`.
     """
-    args = ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)
-    )
-    metrics = None if knn is None else {"knn": knn}
-    checkpoints.save(step, args=args, metrics=metrics)
+    items = {"state": ocp.args.PyTreeSave(state), "note": ocp.args.JsonSave(note)}
+    score = None if knn is None else {"knn": knn}
+    if score:
+        items["score"] = ocp.args.JsonSave(score)
+    checkpoints.save(step, args=ocp.args.Composite(**items), metrics=score)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, shapes: Any
-) -> tuple[int, Any, dict] | None:
-    """The newest checkpoint that can be read.
+def steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints in a run's `checkpoints`, rising."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def accuracies(folder: pathlib.Path) -> dict[int, float]:
+    """Step -> k-NN accuracy of the checkpoints that were saved with one.
 
     Args:
-        checkpoints: of `manager`.
-        shapes: tree of ShapeDtypeStructs with the shardings wanted now.
-    Returns: (step, state, note), or None if there is no checkpoint. One that cannot
-        be read is named in a warning, passed over and, once an older one was read,
-        removed, so that its step can be saved again.
-    Raises: ValueError if there are checkpoints and none can be read.
+        folder: a run's `checkpoints`.
     """
-    broken = []
-    for step in sorted(checkpoints.all_steps(), reverse=True):
-        try:
-            item = _stored_as(shapes, checkpoints.item_metadata(step)["state"].tree)
-            wanted = ocp.checkpoint_utils.construct_restore_args(item)
-            args = ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(item=item, restore_args=wanted),
-                note=ocp.args.JsonRestore(),
+    known = {}
+    for step in steps(folder):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            text = (folder / str(step) / "score" / "metadata").read_text(
+                encoding="utf-8"
             )
-            found = checkpoints.restore(step, args=args)
-        except Exception as error:  # noqa: BLE001  Orbax raises whatever it met
-            why = _short(error)
-            log.warning("checkpoint %d cannot be read (%s); trying older", step, why)
-            broken.append(step)
-            continue
-        for bad in broken:
-            checkpoints.delete(bad)
-        return step, _without_clock(found["state"], shapes), found["note"]
-    if broken:
-        raise errors.InputError(
-            f"None of the checkpoints {broken} in {checkpoints.directory} can be read "
-            "with this config; restore the folder or choose another --workdir."
-        )
-    return None
+            known[step] = float(json.loads(text)["knn"])
+    return known
 
 
-def _stored_as(shapes: Any, stored: Any) -> Any:
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint with the highest accuracy, of this start or an earlier one.
+
+    Orbax's own policy would ask for an accuracy at every save, and a damaged file of
+    one would keep the folder from being opened.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """One answer a checkpoint; see Orbax."""
+        known = accuracies(self.folder)
+        known |= {c.step: c.metrics["knn"] for c in checkpoints if c.metrics}
+        best = _best(known)
+        return [c.step == best for c in checkpoints]
+
+
+def _best(known: dict[int, float]) -> int | None:
+    """The step of the highest accuracy, the latest of equals."""
+    return max(known, key=lambda step: (known[step], step), default=None)
+
+
+def best_step(folder: pathlib.Path) -> int | None:
+    """Step of the checkpoint with the highest k-NN accuracy, the latest of equals.
+
+    Args:
+        folder: a run's `checkpoints`.
+    Returns: the step; None if no checkpoint was saved with an accuracy.
+    """
+    return _best(accuracies(folder))
+
+
+def stored_as(shapes: Any, stored: Any) -> Any:
     """The shapes of a state as a stored tree has them.
 
     In earlier versions the optimiser had a clock of its own beside the state's step.
@@ -133,8 +170,8 @@ def _stored_as(shapes: Any, stored: Any) -> Any:
     return shapes.replace(opt_state=(*shapes.opt_state[:2], {"count": shapes.step}))
 
 
-def _without_clock(state: Any, shapes: Any) -> Any:
-    """The state of `_stored_as` as it is now."""
+def without_clock(state: Any, shapes: Any) -> Any:
+    """The state of `stored_as` as it is now."""
     if jax.tree.structure(state) == jax.tree.structure(shapes):
         return state
     return state.replace(opt_state=(*state.opt_state[:2], shapes.opt_state[2]))
@@ -175,7 +212,7 @@ def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any
             stored = reader.metadata(folder).item_metadata.tree
             layout = dict(zip(tree.names(batch), jax.tree.leaves(batch)))
             item = {
-                "state": _stored_as(state, stored["state"]),
+                "state": stored_as(state, stored["state"]),
                 "batch": {
                     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name])
                     for name, x in stored["batch"].items()
@@ -193,31 +230,39 @@ def restore_step(folder: pathlib.Path, state: Any, batch: Any) -> tuple[Any, Any
     except Exception as error:  # Orbax raises whatever it met
         raise errors.InputError(
             f"{folder} holds no step of this config that can be read "
-            f"({_short(error)}); give "
+            f"({short(error)}); give "
             "WORKDIR/failed/STEP of a run of the same config."
         ) from error
-    return _without_clock(found["state"], state), arrays
+    return without_clock(found["state"], state), arrays
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """The beginning of what Orbax says, which may be pages, in one line."""
     return " ".join(str(error).split())[:200]
 
 
-def load_params(folder: pathlib.Path, which: str = "teacher") -> dict:
-    """Parameters of a run's newest checkpoint, on this process's first device.
+def load_params(
+    folder: pathlib.Path, which: str = "teacher", step: int | None = None
+) -> dict:
+    """Parameters of a run's checkpoint, on this process's first device.
 
     Args:
         folder: a run's `checkpoints`.
         which: `teacher` or `params` (the student).
+        step: of the checkpoint, such as `best_step(folder)`; None for the newest.
     Returns: {backbone, dino_head[, ibot_head]}.
-    Raises: ValueError if there is no checkpoint.
+    Raises: ValueError if there is no such checkpoint.
     """
     folder = folder.absolute()
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-    if not steps:
+    there = steps(folder)
+    if not there:
         raise errors.InputError(f"{folder} holds no checkpoint; train first.")
-    path = folder / str(steps[-1]) / "state"
+    step = there[-1] if step is None else step
+    if step not in there:
+        raise errors.InputError(
+            f"{folder} holds no checkpoint of step {step}; choose one of {there}."
+        )
+    path = folder / str(step) / "state"
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path).item_metadata.tree[which]

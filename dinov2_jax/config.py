@@ -150,6 +150,11 @@ def default() -> ConfigDict:
     # What to start from: an official name, a file or folder of any format, a workdir.
     c.init.weights = ""
     c.init.into = "both"  # student, teacher or both
+    c.init.prefix = ""  # of the backbone's names, in a file that holds several
+    c.init.heads = (
+        0  # attention heads of the file, if it does not tell; 0: what it tells
+    )
+    c.init.partial = False  # take what fits of the backbone; the rest starts fresh
 
     c.eval = ConfigDict()  # in-run k-NN on the teacher's features
     c.eval.every = 6250  # steps; 0: never
@@ -165,7 +170,8 @@ def default() -> ConfigDict:
     c.checkpoint.every = 2500  # steps; the last step is always saved
     c.checkpoint.keep = 2  # latest ones
     c.checkpoint.keep_every = 0  # and every one at a multiple of this step; 0: none
-    c.checkpoint.keep_best = True  # and the best by k-NN
+    # And the best by k-NN, which is saved whenever an evaluation gives a new best.
+    c.checkpoint.keep_best = True
 
     c.mesh = ConfigDict()
     c.mesh.fsdp = 0  # devices that share one copy of the parameters; 0: as suits
@@ -275,7 +281,11 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
 
 
 def _from_file(path: str, argument: str) -> ConfigDict:
-    """What a config file's get_config() returns; whatever it raises is one line."""
+    """What a config file's get_config() returns.
+
+    What the file itself does wrong is one line that names its own; an exception out of
+    other code that it calls keeps its traceback.
+    """
     if not os.path.isfile(path):
         file = pathlib.Path(path)
         near = {p.name: str(p) for p in file.parent.glob("*.py")}
@@ -293,6 +303,8 @@ def _from_file(path: str, argument: str) -> ConfigDict:
                 "that dinov2_jax.config.default() makes."
             )
     except Exception as error:  # a config is a program: it may raise anything
+        if not values.raised_by(error, path):
+            raise
         raise ConfigError(f"{path}{_line(error, path)}: {_one_line(error)}") from error
     return config
 

@@ -12,6 +12,8 @@ import os
 import re
 import unicodedata
 
+from dinov2_jax import errors
+
 SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 JOINERS = "\u200c\u200d"  # invisible, but part of how words and emoji are spelt
 ESCAPE = re.compile(r"\\(?:(\\)|([ntr])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
@@ -50,6 +52,22 @@ def normalized(name: str | bytes) -> str:
     in one piece (NFC), and escaped.
     """
     return unicodedata.normalize("NFC", escaped(name))
+
+
+def utf8(path: str | os.PathLike, reader: str) -> str:
+    """A path as text, for libraries that take only UTF-8.
+
+    Raises: ValueError that names the `reader` if the path is not UTF-8.
+    """
+    text = _decoded(os.fspath(path))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise errors.InputError(
+            f"the path {escaped(path)} is not UTF-8, and {reader} opens no other; rename "
+            "it, or give a link to it."
+        ) from error
+    return text
 
 
 def _decoded(name: str | bytes) -> str:

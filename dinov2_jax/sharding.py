@@ -208,16 +208,30 @@ def whole(x: Any) -> Any:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process; all of them must ask."""
+    return bool(of_all(flag).any())
+
+
+def of_all(number: int) -> np.ndarray:
+    """[processes] an int32 of every process, on each; all of them must ask."""
+    if jax.process_count() == 1:
+        return np.array([number], np.int32)
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+    return np.asarray(multihost_utils.process_allgather(np.int32(number)))
+
+
+def of_first(numbers: Sequence[int]) -> list[int]:
+    """The int32s of process 0, on every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    from jax.experimental import multihost_utils
+
+    length = int(of_all(len(numbers))[0])
+    own = (list(numbers) + [0] * length)[:length]
+    sent = multihost_utils.broadcast_one_to_all(np.array(own, np.int32))
+    return np.asarray(sent).tolist()
 
 
 def total(counts: Sequence[int]) -> list[int]:
     """Sums of int32s over all processes, on each of them; all of them must ask."""
-    if jax.process_count() == 1:
-        return list(counts)
-    from jax.experimental import multihost_utils
-
-    rows = multihost_utils.process_allgather(np.asarray(counts, np.int32))
-    return np.asarray(rows).reshape(-1, len(counts)).sum(0).tolist()
+    return [int(of_all(count).sum()) for count in counts]

@@ -90,9 +90,8 @@ class Writer:
             if kind not in self.arrays:
                 path = _part(_array(self.folder, kind, self.number))
                 path.parent.mkdir(exist_ok=True)
-                self.arrays[kind] = np.lib.format.open_memmap(
+                self.arrays[kind] = _mapped(
                     path,
-                    "w+",
                     rows.dtype,
                     (self.rows, *rows.shape[1:]),
                 )
@@ -109,7 +108,7 @@ class Writer:
     def resume(self, kinds: Sequence[str]) -> None:
         """Take the rows that `begun` counted."""
         path = _part(_index(self.folder, self.number))
-        self.columns = [pyarrow.parquet.read_table(path)]
+        self.columns = [_table(path)]
         self.done = len(self.columns[0])
         for kind in kinds:
             path = _part(_array(self.folder, kind, self.number))
@@ -121,8 +120,9 @@ class Writer:
             rows.flush()
         path = _part(_index(self.folder, self.number))
         path.parent.mkdir(exist_ok=True)
-        with writing.replacing(path) as part:
-            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), part)
+        # Opened here, for Arrow takes no path that is not UTF-8.
+        with writing.replacing(path) as part, part.open("wb") as file:
+            pyarrow.parquet.write_table(pyarrow.concat_tables(self.columns), file)
 
     def close(self) -> None:
         """Place the files; the index last, so that it stands for all of them."""
@@ -132,6 +132,19 @@ class Writer:
             os.replace(_part(path), path)
         path = _index(self.folder, self.number)
         os.replace(_part(path), path)
+
+
+def _mapped(path: pathlib.Path, dtype: np.dtype, shape: tuple) -> np.memmap:
+    """A new array in a file, on blocks that the disk has set aside for it.
+
+    Raises: OSError if it has no room: written to later, the mapping would end the
+        process without a word.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 class Rows:
@@ -199,12 +212,18 @@ def open_features(
             "dinov2-jax embed again."
         )
     numbers = range(shards)
-    tables = [pyarrow.parquet.read_table(_index(folder, n)) for n in numbers]
+    tables = [_table(_index(folder, n)) for n in numbers]
     kinds = {
         kind: Rows([_array(folder, kind, n) for n in numbers])
         for kind in manifest["what"]
     }
     return kinds, pyarrow.concat_tables(tables), manifest
+
+
+def _table(path: pathlib.Path) -> pyarrow.Table:
+    """What a Parquet file holds."""
+    with path.open("rb") as file:
+        return pyarrow.parquet.read_table(file)
 
 
 def begun(
@@ -238,7 +257,7 @@ def _rows_begun(folder: pathlib.Path, manifest: Mapping, number: int) -> int:
     size = manifest["shard_size"]
     rows = min(size, manifest["records"] - number * size)
     try:
-        count = pyarrow.parquet.read_metadata(_part(_index(folder, number))).num_rows
+        count = len(_table(_part(_index(folder, number))))
         for kind in manifest["what"]:
             array = np.load(_part(_array(folder, kind, number)), mmap_mode="r")
             if len(array) != rows:

@@ -3,6 +3,8 @@
 import ast
 import difflib
 import math
+import os
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -71,7 +73,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: 0 <= x < 2**31,
         """
         seed data.workers data.threads data.prefetch crops.local_number model.registers
-        model.image_size model.width model.depth model.heads optim.warmup
+        model.image_size model.width model.depth model.heads init.heads optim.warmup
         optim.freeze_last_layer teacher.temp_warmup train.stop_at eval.every
         checkpoint.every checkpoint.keep_every mesh.fsdp
         """,
@@ -166,3 +168,16 @@ def shown(value: Any) -> str:
     """A value for an error line, cut where it is long."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def raised_by(error: Exception, path: str) -> bool:
+    """Whether a config file is at fault for an exception that running it raised.
+
+    Its own lines are, its imports and syntax, and what ConfigDict or this package say of
+    a setting; not a function of the user's own that it calls in another file.
+    """
+    if isinstance(error, errors.Error | SyntaxError | ImportError):
+        return True
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = os.path.dirname(__file__) + os.sep
+    return where == path or where.startswith(ours) or "ml_collections" in where

@@ -60,11 +60,14 @@ CASES = {
         ["001.tar is missing", "and 8 more", "11 of the 12 files"],
     ),
     "a list without an end": ("tar:{root}/{{0..99999999}}.tar", ["1,000,000 files"]),
-    "folders for shards": ("tar:{root}/hf*", ["1 folders", "name the files in them"]),
+    "folders for shards": (
+        "tar:{root}/hf*",
+        ["matches folders only", "the files in them"],
+    ),
     "a folder of no shards": ("arrayrecord:{root}/hf", ["manifest.json"]),
     "two splits in a folder": (
         "parquet:{root}/hf",
-        ["several splits, test, train", "parquet:{root}/hf/test* (1 files)"],
+        ["several splits, test, train", "parquet:{root}/hf/test* (files: 1)"],
     ),
     "a web page for a Parquet file": ("parquet:{root}/page.parquet", ["HTML page"]),
     "a label beyond the names": (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinov2_jax import checkpoint
+from dinov2_jax import checkpoint, resume
 
 STEPS = (2, 4, 6)
 
@@ -38,7 +38,7 @@ def found(folder):
     """(step, its w) of what is chosen, None if there is nothing, or the error."""
     try:
         with checkpoint.manager(folder, keep=3) as checkpoints:
-            chosen = checkpoint.restore(checkpoints, SHAPES)
+            chosen = resume.newest(checkpoints, SHAPES)
     except ValueError as error:
         return error
     if chosen is None:

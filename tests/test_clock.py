@@ -12,7 +12,7 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding
 
-from dinov2_jax import checkpoint, sharding, tree
+from dinov2_jax import checkpoint, resume, sharding, tree
 from dinov2_jax.cli import assemble, restoring
 from dinov2_jax.data import batch as contract
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(earlier, tmp_path, caplog
         caplog.at_level(logging.WARNING),
         checkpoint.manager(tmp_path / "checkpoints") as checkpoints,
     ):
-        step, restored, note = checkpoint.restore(checkpoints, wanted)
+        step, restored, note = resume.newest(checkpoints, wanted)
     assert (step, note) == (3, {"a": 1}) and not caplog.records
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert equal(restored, state)

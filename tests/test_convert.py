@@ -28,10 +28,10 @@ FILES = ("official", "huggingface", "timm", "safetensors")
 
 @pytest.fixture
 def source(tmp_path):
-    """A small backbone as safetensors; its width of 64 tells the one head."""
+    """A small backbone as safetensors, with what describes it."""
     model = peers.model(4, "swiglu", width=64, depth=2, heads=1)
     path = tmp_path / "source.safetensors"
-    export.write_safetensors(path, peers.official(model), {})
+    export.write_safetensors(path, peers.official(model), export.about(model))
     return path
 
 
@@ -60,7 +60,7 @@ def test_every_format_converts_to_every_other(first, source, tmp_path, capsys):
             through = {first, kind} & {"timm"}
             assert lost == (check.folded("timm", 4) if through else set())
     left = {path.name for path in (tmp_path / "again").iterdir()}
-    assert left == set(NAMES.values())
+    assert left == {*NAMES.values(), "model.pth.json"}
 
 
 def test_safetensors_and_stablehlo_need_no_other_package(source, tmp_path):
@@ -180,7 +180,8 @@ def test_a_training_checkpoint_keeps_its_heads_and_chunks(chunks, source, tmp_pa
     parts = {"dino_head": state, "ibot_head": {k: 2 * v for k, v in state.items()}}
     plain = peers.model(0, width=64, depth=4, heads=1)
     teacher = tmp_path / "teacher_checkpoint.pth"
-    export.write_official(teacher, peers.official(plain), parts, 4)
+    told = export.about(plain)
+    export.write_official(teacher, peers.official(plain), parts, 4, told)
     out = tmp_path / "again.pth"
     assert convert(teacher, "official", out, "--heads", f"--chunks={chunks}") == 0
     stored = torch.load(out, weights_only=True)["teacher"]

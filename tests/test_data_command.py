@@ -155,6 +155,21 @@ def test_check_names_corrupt_records_and_shards(images, tmp_path, capsys):
         damaged[place] ^= 1
 
 
+def test_a_shard_without_a_readable_record_leaves_no_file(images, tmp_path):
+    for path in sorted(images.glob("cat/*"))[:2]:
+        path.write_bytes(b"no image")
+    out = tmp_path / "packed"
+    assert pack(images, out, "--shard-records=1", "--max-skipped=1") == 0
+    names = {
+        shard["file"]
+        for shard in json.loads((out / "manifest.json").read_text())["shards"]
+    }
+    assert (
+        names == {path.name for path in out.glob("*.arrayrecord")} and len(names) == 9
+    )
+    assert data("check", out, "--workers=1") == 0
+
+
 def test_stats_tell_sizes_classes_and_the_speed_of_each_stage(images, tmp_path, capsys):
     out = tmp_path / "stats"
     assert data("stats", f"folder:{images}", f"--out={out}") == 0

@@ -1,5 +1,7 @@
 """Files of heads: the range and all else that predictions depend on stand in them."""
 
+import dataclasses
+
 import arrays
 import densefiles
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dinov2_jax import zoo
+from dinov2_jax import headfile, zoo
 from dinov2_jax.cli import evaluate_depth, evaluate_depth_kitti, evaluate_segmentation
 from dinov2_jax.convert import export, probes
 from dinov2_jax.models import probes as modules
@@ -73,7 +75,7 @@ def test_a_head_is_loaded_with_the_range_it_was_trained_with(trained, tmp_path):
     path, rmse = trained[2], trained[3]
     head, _ = zoo.load_head(path)
     assert (head.min_depth, head.max_depth, head.upsample) == (0.5, 20.0, 2)
-    note = zoo.head_note(path)
+    note = headfile.note(path)
     assert note["task"] == "task" and note["method"] == "lin1"
     assert note["blocks"] == [3] and note["crop"] == [32, 32] and not note["norm"]
     assert note["backbone"] == {
@@ -120,6 +122,17 @@ def test_a_head_of_another_backbone_is_refused(trained, tmp_path):
         )
 
 
+def test_a_head_of_other_weights_is_warned_of(trained, tmp_path, capsys):
+    specs, backbone, path, rmse = trained
+    given = DEPTH | {"head": str(path)}
+    other = dataclasses.replace(backbone, sha256="1" * 64)
+    job = densefiles.job(evaluate_depth, other, specs, tmp_path, **given)
+    job = job.opened(evaluate_depth.inputs)
+    assert evaluate_depth.run(job).metrics["rmse"] == pytest.approx(rmse)
+    assert "was trained on other weights" in capsys.readouterr().err
+    assert any("other weights" in text for text in job.warnings)
+
+
 def test_a_file_without_a_range_takes_that_of_the_settings_and_says_so(
     trained, tmp_path, capsys
 ):
@@ -157,7 +170,7 @@ def test_the_name_of_a_release_tells_its_range(tmp_path, monkeypatch):
     monkeypatch.setenv("DINOV2_JAX_CACHE", str(tmp_path))  # as if downloaded before
     state = linear_depth(np.random.default_rng(0))
     state = {name: value.astype(np.float32) for name, value in state.items()}
-    for data, metres in zoo.RANGES.items():
+    for data, metres in headfile.RANGES.items():
         name = f"dinov2_vits14_{data}_linear"
         arrays.write_torch(tmp_path / f"{name}_head.pth", state)
         assert zoo.load_head(name)[0].max_depth == metres
@@ -195,7 +208,7 @@ def test_a_segmentation_head_carries_its_classes(tmp_path):
         )
 
     run()
-    note = zoo.head_note(out / "head.safetensors")
+    note = headfile.note(out / "head.safetensors")
     assert note["classes"] == ["ground", "coin"] and note["blocks"] == [1]
     assert note["norm"] and note["weights_sha256"] == "0" * 64
     for part in ("train", "val"):

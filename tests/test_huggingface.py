@@ -91,7 +91,7 @@ def test_a_config_says_what_made_it(registers, ffn):
         ({"model_type": "vit"}, "model_type 'vit'"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_act": "relu"}, "relu"),
-        ({"image_size": [70, 56]}, r"\[70, 56\]"),
+        ({"image_size": [70, 56, 3]}, r"\[70, 56, 3\]"),
     ],
 )
 def test_a_config_of_something_else_is_refused(change, message):

@@ -151,8 +151,19 @@ def test_one_class_and_empty_class_folders_are_warned_of(task, ask, home, tmp_pa
     assert code == 0 and about["metrics"]["top1"] == 1
     assert [text.partition(",")[0] for text in about["warnings"]] == [
         "all images of train are of one class",
-        "1 class folders of train hold no image: moon.",
+        "class folders of train without an image: 1 (moon).",
         "all images of val are of one class",
+    ]
+
+
+def test_retrieval_among_one_class_is_warned_of(ask, home, tmp_path):
+    (tmp_path / "dark").symlink_to(home / "val/dark")
+    (tmp_path / "moon").mkdir()
+    code, about = ask("retrieval", train=None, val=f"folder:{tmp_path}")
+    assert code == 0 and about["metrics"]["map"] == 1
+    assert [text.partition(":")[0] for text in about["warnings"]] == [
+        "class folders of val without an image",
+        "all images of val are of one class, dark",
     ]
 
 

@@ -86,7 +86,7 @@ def test_rectangles_and_other_sizes_pass_through():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 25}, "width=25 is no multiple of heads=3"),
+        ({"width": 25}, "width=25 is not a multiple of heads=3"),
         ({"ffn": "moe"}, "ffn='moe' is unknown"),
         ({"remat": "some"}, "remat='some' is unknown"),
     ],
@@ -98,7 +98,10 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
 
 def test_images_that_are_no_multiple_of_the_patch_are_refused():
     model = vit.ViT(**SMALL)
-    with pytest.raises(ValueError, match="10x16 pixels are no multiple"):
+    with pytest.raises(
+        ValueError,
+        match="10x16 pixels .H x W of shape .1, 10, 16, 3.. are not a multiple",
+    ):
         model.init(jax.random.key(0), jnp.zeros((1, 10, 16, 3)))
 
 
@@ -113,7 +116,7 @@ def test_missing_blocks_are_refused():
     x = jnp.zeros((1, 16, 16, 3))
     params = model.init(jax.random.key(0), x)
     for blocks in ([3], 4, []):
-        with pytest.raises(ValueError, match="blocks 0 to 2"):
+        with pytest.raises(ValueError, match="the model has 3 blocks, 0 to 2"):
             model.apply(params, x, blocks, method="intermediate")
 
 

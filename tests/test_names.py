@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import peers
@@ -14,6 +15,7 @@ from PIL import Image
 
 import dinov2_jax
 from dinov2_jax import config as settings
+from dinov2_jax import shards
 from dinov2_jax.cli import workdir as workdirs
 from dinov2_jax.convert import export, names
 from dinov2_jax.data import sources
@@ -132,6 +134,7 @@ def test_embed_and_evaluate_write_names_that_can_be_read_back(
     page = (tmp_path / "knn/report.html").read_bytes()
     no_names_are_left(page)
     assert "été" in page.decode() and r"caf\xe9\n" in page.decode()
+    assert r"d\xe9p\xf4t" in page.decode()
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -159,3 +162,69 @@ def test_a_run_passes_files_whose_names_are_no_text(images, tmp_path):
     bad = [i for i in range(len(source)) if source[i].image == b"no image"]
     assert workdirs.SkippedRecords(workdir, source).add(np.array(bad)) == 2
     assert (workdir / "skipped.txt").read_bytes() == text
+
+
+def test_what_opens_only_utf8_says_so_before_any_work(images, tmp_path):
+    out = os.fsencode(tmp_path) + b"/p\xe9"
+    for arguments in (
+        ["data", "pack", b"folder:" + images, out],
+        ["data", "check", b"arrayrecord:" + out + b"/x.arrayrecord"],
+        ["data", "check", b"parquet:" + out + b"/x.parquet"],
+    ):
+        if arguments[1] == "check":
+            os.makedirs(out, exist_ok=True)
+            pathlib.Path(os.fsdecode(arguments[2].partition(b":")[2])).touch()
+        done = subprocess.run(
+            [sys.executable, "-m", "dinov2_jax", *arguments],
+            capture_output=True,
+            env=os.environ | ASCII,
+            check=False,
+        )
+        (line,) = done.stderr.decode().splitlines()
+        assert done.returncode == 1 and r"p\xe9" in line and "is not UTF-8" in line
+        assert done.stdout == b""
+
+
+def test_features_and_packed_records_lie_in_folders_of_any_name(images, tmp_path):
+    """What is no ASCII under an ASCII locale, and no text at all where that can be."""
+    spec = b"folder:" + images
+    packed = os.fsencode(tmp_path) + "/été".encode()
+    run("data", "pack", spec, packed, "--workers=1", "--max-skipped=0.5")
+    done = subprocess.run(
+        [sys.executable, "-m", "dinov2_jax", "data", "check", packed, "--workers=1"],
+        capture_output=True,
+        env=os.environ | ASCII,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"12 records, 0 bad" in done.stdout
+    folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xe9"))
+    shards.claim(folder, {"records": 2, "shard_size": 2, "what": ["cls"]})
+    writer = shards.Writer(folder, 0, 2)
+    about = {"record": np.arange(2), "name": ["a", "b"], "ok": np.ones(2, bool)}
+    writer.add({"cls": np.ones((2, 3), np.float32)}, about)
+    writer.close()
+    kinds, index, _ = dinov2_jax.open_features(folder)
+    assert kinds["cls"].shape == (2, 3) and index["name"].to_pylist() == ["a", "b"]
+
+
+def test_members_of_a_tar_keep_their_names_under_any_locale(images, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(os.fsdecode(images), ".")
+        tar.add(os.fsdecode(images + b"/dog/0.png"), "été/0.png")
+        tar.add(os.fsdecode(images + b"/dog/1.png"), "été/0.png")
+    spec, kept = f"tar:{tmp_path}/x.tar", tmp_path / "bad.txt"
+    for environment in ({}, ASCII):
+        done = subprocess.run(
+            [sys.executable, "-m", "dinov2_jax", "data", "check", spec, "--workers=1"]
+            + [f"--out={kept}"],
+            capture_output=True,
+            env=os.environ | environment,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        lines = kept.read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith(f"{tmp_path}/x.tar/été/0.png is there again")
+        places = [line.split("\t")[1].partition(": ")[0] for line in lines[1:]]
+        both([x.removeprefix(f"{tmp_path}/x.tar") for x in places], b"")
+    assert sources.open_source(spec).classes == CLASSES

@@ -150,6 +150,14 @@ REFUSED = {
 }
 
 
+def test_measures_are_no_labels_unless_they_are_called_so(tmp_path):
+    columns = {"image": JPEGS[:2], "target": [0.25, 0.5]}
+    path = write(tmp_path / "x.parquet", columns)
+    assert listed(sources.open_source(f"parquet:{path}")) == [(0, None), (1, None)]
+    with pytest.raises(ValueError, match=r"0\.\d+ is no integer; labels are integers"):
+        sources.open_source(f"parquet:{path}?label=target")
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_files_that_contradict_each_other_are_refused_by_name(what, tmp_path):
     (columns, names), words = REFUSED[what]
@@ -235,11 +243,13 @@ def test_a_folder_is_all_its_files_but_not_two_splits(tmp_path, capsys):
     write(root / "data/test-00000-of-00001.parquet", GOOD, NAMES)
     with pytest.raises(ValueError, match="several splits, test, train") as caught:
         sources.open_source(f"parquet:{root}")
-    assert f"parquet:{root}/data/train* (2 files)" in str(caught.value)
+    assert f"parquet:{root}/data/train* (files: 2)" in str(caught.value)
     assert len(sources.open_source(f"parquet:{root}/data/train*")) == 4
     pathlib.Path(root / "data/train-00001-of-00002.parquet").unlink()
     (fault,) = sources.open_source(f"parquet:{root}/data/train*").faults
-    assert "1 of 2 files are missing" in fault and "train-00001-of-00002" in fault
+    assert (
+        "1 of 2 numbered files are missing" in fault and "train-00001-of-00002" in fault
+    )
 
 
 def test_a_label_that_the_footer_hides_is_a_bad_record(tmp_path, monkeypatch):

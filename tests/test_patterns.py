@@ -134,7 +134,19 @@ def test_a_file_that_is_named_twice_is_read_once_and_told(tmp_path, capsys):
     source = sources.open_source(spec)
     assert [source[i].label for i in range(len(source))] == [0, 1, 2]
     (fault,) = source.faults
-    assert "4 files are named twice" in fault and fault in capsys.readouterr().err
+    assert (
+        fault.startswith("named more than once, read once: ")
+        and "and 1 more" in fault
+        and fault in capsys.readouterr().err
+    )
+
+
+def test_a_file_in_two_sources_of_a_mixture_is_told(tmp_path, capsys):
+    for i in range(3):
+        shard(tmp_path / f"{i}.tar", i)
+    sources.open_source(f"tar:{tmp_path}/{{0,1}}.tar@3;tar:{tmp_path}/{{1,2}}.tar")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"files in several sources of a mixture: {tmp_path}/1.tar"
 
 
 def test_a_folder_is_read_at_any_depth_without_what_is_hidden(tmp_path):
@@ -151,7 +163,7 @@ def test_a_folder_of_two_splits_is_refused_by_their_names(tmp_path):
         shard(tmp_path / name, i)
     with pytest.raises(ValueError, match="several splits, train, validation") as caught:
         sources.open_source(f"tar:{tmp_path}")
-    assert f"tar:{tmp_path}/train (2 files)" in str(caught.value)
+    assert f"tar:{tmp_path}/train (files: 2)" in str(caught.value)
     assert numbers(f"tar:{tmp_path}/train") == [0, 1]
     assert numbers(f"tar:{tmp_path}/train/*") == [0, 1]
 
@@ -160,10 +172,10 @@ def test_folders_and_odd_files_that_match_are_told(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "x.jpg").write_bytes(JPEGS[0])
     for spec, words in [
-        (f"tar:{tmp_path}/a*", "matches 1 folders; name the files in them"),
+        (f"tar:{tmp_path}/a*", "matches folders only; name one"),
         (f"tar:{tmp_path}", "without files of this kind .it holds 1 .jpg."),
         (f"parquet:{tmp_path}/a", "it holds nothing"),
-        (f"arrayrecord:{tmp_path}/a*", "matches 1 folders"),
+        (f"arrayrecord:{tmp_path}/a*", "matches folders only"),
     ]:
         with pytest.raises(ValueError, match=words):
             sources.open_source(spec)
@@ -187,7 +199,7 @@ def test_array_records_are_named_like_tar_files(tmp_path):
         sources.open_source(f"{root}/n-train.array_record-{{00000..00003}}-of-00003")
     os.unlink(one)
     (fault,) = sources.open_source(root).faults
-    assert "1 of 3 files are missing" in fault and one in fault
+    assert "1 of 3 numbered files are missing" in fault and one in fault
 
 
 def test_sources_whose_classes_come_in_another_order_keep_their_names(tmp_path):

@@ -100,8 +100,11 @@ def test_foreign_shards_are_refused_or_told(tmp_path, capsys):
 def test_what_is_no_record_file_is_called_by_its_name(data, words, tmp_path):
     recordfiles.write(tmp_path / "a.array_record", labelled(0, 1))
     (tmp_path / "b.array_record").write_bytes(data)
+    (tmp_path / "c.array_record").write_bytes(b"{}")
     with pytest.raises(ValueError, match=f"b.array_record {words}") as caught:
         sources.open_source(f"arrayrecord:{tmp_path}/*.array_record")
+    assert "c.array_record is a JSON text" in str(caught.value)
+    assert "copy or pack 2 of 3 files again" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

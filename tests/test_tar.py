@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import sys
 import tarfile
 import zipfile
 
@@ -42,8 +43,8 @@ def test_what_follows_a_damaged_header_is_read_and_the_damage_named(tmp_path, ca
         f"{i:04}.jpg": (JPEGS[i], i % 3) for i in (0, 1, 3, 4, 5)
     }
     after = tars.offsets(tars.packed([("a", JPEGS[2]), ("b", b"")]))["b"] + at
-    line = f"x.tar has no valid header at byte {at}; what stands from there to byte"
-    assert any(line in fault and f" {after}," in fault for fault in source.faults)
+    line = f"x.tar has no valid header at byte {at}; all from there to byte"
+    assert any(line in fault and f" {after} " in fault for fault in source.faults)
     (line,) = capsys.readouterr().err.splitlines()
     assert "x.tar: 2 faults: " in line and f"at byte {at}" in line
     code, said = checked(tmp_path, capsys)
@@ -75,7 +76,7 @@ def test_tar_files_put_together_are_read_whole_with_the_labels_of_each(tmp_path)
     assert source.faults == ()
 
 
-def test_links_lead_to_their_members(tmp_path):
+def test_links_lead_to_their_members(tmp_path, capsys):
     members = [
         ("blobs/1", JPEGS[1]),
         ("cat/a.jpg", JPEGS[0]),
@@ -85,6 +86,7 @@ def test_links_lead_to_their_members(tmp_path):
         ("dog/blob.jpg", tarfile.SYMTYPE, "../blobs/1"),
         ("dog/early.jpg", tarfile.SYMTYPE, "late.jpg"),
         ("dog/late.jpg", JPEGS[2]),
+        ("latest", tarfile.SYMTYPE, "dog"),
         ("dog/circle.jpg", tarfile.SYMTYPE, "circle.jpg"),
         ("dog/outside.jpg", tarfile.SYMTYPE, "/etc/passwd"),
     ]
@@ -100,6 +102,7 @@ def test_links_lead_to_their_members(tmp_path):
     }
     names = [fault.split(" ")[0].rpartition("/")[2] for fault in source.faults]
     assert names == ["circle.jpg", "outside.jpg"]
+    assert "links to other files: 1 (latest)" in capsys.readouterr().err
 
 
 def test_a_label_may_be_a_link(tmp_path):
@@ -160,14 +163,14 @@ def test_of_two_members_of_one_name_the_last_is_taken_and_the_first_told(
     again = [("0000.jpg", JPEGS[5]), ("0000.cls", b"0")]
     source = opened(tmp_path, tars.packed(members + again))
     assert tars.listed(source) == {"0001.jpg": (JPEGS[1], 2), "0000.jpg": (JPEGS[5], 0)}
-    assert len(source.faults) == 2 and "0000.cls is there again" in source.faults[0]
+    assert len(source.faults) == 2 and "0000.cls occurs again" in source.faults[0]
     code, said = checked(tmp_path, capsys)
-    assert code == 1 and "0000.jpg is there again" in said.out
+    assert code == 1 and "0000.jpg occurs again" in said.out
 
 
 def test_a_label_without_an_image_is_told(tmp_path):
     source = opened(tmp_path, tars.packed([*sample(0, 0), ("0001.cls", b"1")]))
-    assert len(source) == 1 and "0001.cls is the label of no image" in source.faults[0]
+    assert len(source) == 1 and "0001.cls has no image of its name" in source.faults[0]
 
 
 def zipped():
@@ -219,5 +222,12 @@ def test_a_kept_list_keeps_its_faults(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     walk.say.cache_clear()  # as in another process
     again = sources.open_source(f"tar:{tmp_path}/x.tar", cache_dir=tmp_path / "run")
-    assert again.faults == first.faults and "is there again" in capsys.readouterr().err
+    assert again.faults == first.faults and "occurs again" in capsys.readouterr().err
     assert pickle.loads(pickle.dumps(again))[0] == first[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_shard_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "x.tar").symlink_to("/proc/self/mem")
+    with pytest.raises(ValueError, match=r"x.tar cannot be read: .*; copy or pack"):
+        sources.open_source(f"tar:{tmp_path}/x.tar")

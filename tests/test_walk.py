@@ -6,9 +6,12 @@ import os
 import pathlib
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import tempfile
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -267,3 +270,56 @@ def test_clips_are_found_among_odd_entries(unprivileged, capsys):
     line = told(capsys)
     assert f"{walk.SPECIAL}: 2" in line and f"{walk.AGAIN}: 2" in line
     assert f"{walk.HIDDEN}: 2" in line and f"{walk.UNREADABLE}: 1" in line
+
+
+@pytest.mark.parametrize("root", ["", "memory:/"])
+def test_a_wildcard_names_no_hidden_and_no_service_entries(root, tmp_path, capsys):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        put(tmp_path, "x.jpg")
+        tar.add(tmp_path / "x.jpg", "cat/x.jpg")
+    names = ["in/a.tar", "in/._a.tar", "@eaDir/a.tar", "__MACOSX/a.tar"]
+    system, _ = fsspec.core.url_to_fs(f"{root}{tmp_path}")
+    for name in names:
+        file = f"{tmp_path}/data/{name}"
+        system.makedirs(os.path.dirname(file), exist_ok=True)
+        system.pipe(file, (tmp_path / "x.tar").read_bytes())
+    try:
+        source = sources.open_source(f"tar:{root}{tmp_path}/data/*/*.tar")
+        assert len(source) == 1
+        assert f"{walk.HIDDEN}: " in told(capsys)
+        assert len(sources.open_source(f"tar:{root}{tmp_path}/data/@eaDir/*.tar")) == 1
+    finally:
+        system.rm(f"{tmp_path}/data", recursive=True)
+
+
+OPENED = """
+import sys
+from dinov2_jax import processes
+from dinov2_jax.data import sources
+processes.start()
+print(len(sources.open_source(sys.argv[1])))
+sys.exit(processes.leave(0))
+"""
+
+
+def test_of_several_processes_the_first_tells_what_is_ignored(tmp_path):
+    put(tmp_path, "cat/x.jpg", "cat/y.heic")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"COORDINATOR": address, "PROCESSES": "2"}
+    started = []
+    for index in range(2):
+        told = variables | {"PROCESS": str(index), "TIMEOUT": "120"}
+        named = {f"DINOV2_JAX_{key}": value for key, value in told.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-c", OPENED, f"folder:{tmp_path}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=os.environ | named | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        )
+        started.append(process)
+    said = [process.communicate(timeout=300) for process in started]
+    assert all(out.endswith("1\n") for out, _ in said), said  # behind what Gloo says
+    assert ["ignored 1 of 2 files: 1 .heic" in err for _, err in said] == [True, False]

@@ -1,8 +1,6 @@
 """A file is whole or not there, and nothing is left beside it."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 
@@ -32,7 +30,7 @@ def test_a_text_is_utf8_and_stray_surrogates_end_nothing(tmp_path):
 
 
 FULL = """
-import pathlib, sys
+import pathlib, resource, signal, sys
 import numpy as np
 from dinov2_jax import shards
 from dinov2_jax.cli import workdir
@@ -45,6 +43,9 @@ attempts = {
     "claim": lambda: shards.claim(out / "claimed", {"x": "x" * 100_000}),
 }
 (out / "pictures").mkdir()
+# No file may grow beyond this: what a full disk does, where it can be had.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 for name, attempt in attempts.items():
     try:
         attempt()
@@ -54,13 +55,8 @@ for name, attempt in attempts.items():
 
 
 def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path):
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)],
-        preexec_fn=limit,
         capture_output=True,
         text=True,
         check=False,

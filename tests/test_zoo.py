@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 import dinov2_jax
-from dinov2_jax import checkpoint, tree, zoo
+from dinov2_jax import checkpoint, released, tree, zoo
 from dinov2_jax import config as settings
 from dinov2_jax.cli import assemble
 from dinov2_jax.convert import adapt, export, names, timm
@@ -111,7 +111,8 @@ def test_every_format_gives_the_same_module_and_parameters(
     images = pixels(24, 32)
     expected = features(built, params, images)
     for kind, path in sources.items():
-        module, found = zoo.load_backbone(None, path)
+        heads = 1 if kind == "timm" else None  # which does not tell, nor does the width
+        module, found = zoo.load_backbone(None, path, heads=heads)
         assert module == built
         assert equal(found, params) or kind == "timm"  # which drops and joins tensors
         got = features(module, found, images)
@@ -120,14 +121,14 @@ def test_every_format_gives_the_same_module_and_parameters(
         count = len(state)
         said = capsys.readouterr().err
         assert f"{count}/{count} tensors of {path} ({kind})" in said
-    assert zoo.load_backbone(str(sources["timm"]))[0] == built
+    assert zoo.load_backbone(str(sources["timm"]), heads=1)[0] == built
 
 
 def test_parameters_are_float32_whatever_the_file_holds(tmp_path):
     built = narrow()
     state = {n: v.astype(np.float16) for n, v in peers.official(built).items()}
     export.write_safetensors(tmp_path / "half", state, {})
-    _, params = zoo.load_backbone(None, tmp_path / "half")
+    _, params = zoo.load_backbone(None, tmp_path / "half", heads=1)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     back = names.backbone_to_official(params, built.patch_size)
     assert all((back[name] == value).all() for name, value in state.items())
@@ -150,11 +151,11 @@ def test_a_partial_load_lists_what_is_new_and_initialises_it(
 ):
     big = narrow(4, depth=3)
     monkeypatch.setitem(vit.VARIANTS, "N", {"width": 64, "depth": 3, "heads": 1})
-    monkeypatch.setitem(zoo.RELEASED, "narrow_reg", zoo.Released("N", 4))
+    monkeypatch.setitem(zoo.RELEASED, "narrow_reg", released.Released("N", 4))
     state = peers.official(narrow(patch_size=14, image_size=70))
     state["norm.weight"] = state["norm.weight"][:32]
     export.write_safetensors(tmp_path / "a", state, {})
-    with pytest.raises(ValueError, match="partial=True loads what fits"):
+    with pytest.raises(ValueError, match=r"partial=True \(--partial\) loads what fits"):
         zoo.load_backbone("narrow_reg", tmp_path / "a")
     module, params = zoo.load_backbone("narrow_reg", tmp_path / "a", partial=True)
     assert module.depth == big.depth and module.image_size == 70
@@ -243,7 +244,7 @@ def test_another_patch_size_keeps_the_grid_and_the_features(
 ):
     built = narrow(patch_size=14, image_size=70)
     monkeypatch.setitem(vit.VARIANTS, "N", {"width": 64, "depth": 2, "heads": 1})
-    monkeypatch.setitem(zoo.RELEASED, "narrow", zoo.Released("N", 0))
+    monkeypatch.setitem(zoo.RELEASED, "narrow", released.Released("N", 0))
     path = weights(built)
     module, params = zoo.load_backbone("narrow", path)
     other, changed = zoo.load_backbone(None, path, patch_size=28)
@@ -283,7 +284,7 @@ def test_a_name_refuses_other_channels_patches_and_heads_unless_asked(
     tmp_path, monkeypatch
 ):
     monkeypatch.setitem(vit.VARIANTS, "N", {"width": 64, "depth": 2, "heads": 1})
-    monkeypatch.setitem(zoo.RELEASED, "narrow", zoo.Released("N", 0))
+    monkeypatch.setitem(zoo.RELEASED, "narrow", released.Released("N", 0))
     built = narrow(image_size=24)
     path = tmp_path / "a"
     export.write_safetensors(path, peers.official(built), {})
@@ -299,8 +300,12 @@ def test_a_name_refuses_other_channels_patches_and_heads_unless_asked(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A workdir with a checkpoint of random student and teacher; and its parameters."""
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+def write_run(folder: pathlib.Path, spoiled: bool = False) -> tuple:
+    """As `run`; spoiled with one NaN in the teacher."""
     c = tiny.config(model__registers=2, model__antialias="True")
-    folder = tmp_path_factory.mktemp("run")
     model, rng = assemble.model(c), np.random.default_rng(0)
 
     def drawn() -> dict:
@@ -308,12 +313,24 @@ def run(tmp_path_factory):
         return jax.tree.map(draw, assemble.shapes(c, model))
 
     student, teacher = jax.tree.map(jnp.asarray, (drawn(), drawn()))
+    if spoiled:
+        norm = teacher["backbone"]["norm"]
+        norm["bias"] = norm["bias"].at[3].set(jnp.nan)
     tx = assemble.recipe(c, model, student).tx
     state = train_state.create(student, teacher, tx, assemble.prototypes(c))
     (folder / "config.json").write_text(settings.to_json(c))
     with checkpoint.manager(folder / "checkpoints") as checkpoints:
         checkpoint.save(checkpoints, 5, state, {"next_step": 5, "history": []})
     return folder, model.backbone, {"student": student, "teacher": teacher}
+
+
+def test_a_run_that_diverged_is_refused_by_tensor(tmp_path):
+    folder, backbone, expected = write_run(tmp_path, spoiled=True)
+    with pytest.raises(ValueError, match=r"1 of .. tensors hold NaN.*: norm\.bias\."):
+        zoo.load_backbone(folder)
+    module, params = zoo.load_backbone(folder, which="student")
+    assert module.heads == backbone.heads
+    assert equal(params, expected["student"]["backbone"])
 
 
 @pytest.mark.parametrize("which", ["student", "teacher"])
@@ -343,7 +360,9 @@ def test_a_workdir_without_its_config_is_refused(run, tmp_path):
 
 def test_weights_that_do_not_tell_their_heads_are_refused(weights):
     path = weights(narrow(width=48, heads=3), {})
-    with pytest.raises(ValueError, match="width 48 is no multiple of 64"):
+    with pytest.raises(
+        ValueError, match=r"width 48 is of no released model; .*--num-heads"
+    ):
         zoo.load_backbone(None, path)
     module, _ = zoo.load_backbone(None, weights(narrow(width=48, heads=3)))
     assert module.heads == 3
@@ -379,7 +398,7 @@ def site(tmp_path, monkeypatch):
     thread.start()
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("DINOV2_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(zoo, "URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(released, "URL", f"http://127.0.0.1:{server.server_port}")
     yield folder
     server.shutdown()
     thread.join()

@@ -113,7 +113,8 @@ def main(given: list[str]) -> int:
         found["results"].append(result)
         print(row(result), flush=True)
         if options.json:
-            workdir.write_text(options.json, json.dumps(found, indent=2) + "\n")
+            with errors.at(options.json, "--json"):
+                workdir.write_text(options.json, json.dumps(found, indent=2) + "\n")
     return 0 if any(result["fits"] for result in found["results"]) else 1
 
 
@@ -169,7 +170,7 @@ def in_a_process(work: Callable[..., Any], *args: Any) -> tuple[str, Any]:
         args: for it.
     Returns: ("done", what it returns), ("full", why) where memory ended, or ("failed",
         why) where the process stopped in any other way.
-    Raises: ValueError if it raises one, or an OSError.
+    Raises: ValueError if it raises an error of this package.
     """
     spawn = multiprocessing.get_context("spawn")
     mine, its = spawn.Pipe(duplex=False)
@@ -198,7 +199,7 @@ def serve(pipe: Any, work: Callable[..., Any], args: tuple) -> None:
         if not any(words in str(error).lower() for words in FULL):
             raise
         pipe.send(("full", str(error).partition("\n")[0]))
-    except (ValueError, OSError) as error:
+    except errors.Error as error:
         pipe.send(("refused", str(error)))
 
 

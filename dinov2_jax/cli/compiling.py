@@ -37,7 +37,7 @@ def main(request: str, result: str) -> None:
     wanted = json.loads(pathlib.Path(request).read_text(encoding="utf-8"))
     try:
         found = planned(**wanted)
-    except ValueError as error:
+    except errors.Error as error:
         found = {"error": " ".join(str(error).split())}
     pathlib.Path(result).write_text(json.dumps(found), encoding="utf-8")
 

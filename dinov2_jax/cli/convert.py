@@ -7,16 +7,19 @@ OUT appears only after both sides gave the same features on the same images.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from dinov2_jax import errors, zoo
+from dinov2_jax.cli import backbone_options
 from dinov2_jax.convert import (
     adapt,
     check,
@@ -26,6 +29,7 @@ from dinov2_jax.convert import (
     onnx,
     peers,
     read,
+    sidecar,
     stablehlo,
     tables,
     timm,
@@ -53,7 +57,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
         help="an official name, a run's workdir, or a file or folder of any format",
     )
     add("--to", required=True, choices=FORMATS, help="format of OUT")
-    add("--which", default="teacher", choices=read.WHICH, help="network of a run")
+    backbone_options.add(parser)
     add(
         "--heads",
         action="store_true",
@@ -62,7 +66,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--chunks", type=int, default=0, help="official: block_chunks; 0 for none")
     add(
         "--image-size",
-        type=pixels,
+        type=backbone_options.pixels,
         help="pixels that the position grid is for: SIDE, or for onnx and stablehlo, "
         "which take no other, also ROWSxCOLUMNS",
     )
@@ -82,31 +86,31 @@ def arguments(given: list[str]) -> argparse.Namespace:
     return options
 
 
-def pixels(text: str) -> tuple[int, int]:
-    """(rows, columns) of `224` or `224x336`."""
-    rows, cross, columns = text.partition("x")
-    return int(rows), int(columns if cross else rows)
-
-
 def main(given: list[str]) -> int:
     """Run the command; returns the exit code."""
     options = arguments(given)
     out = options.out.expanduser().absolute()
     data = [out.with_name(f"{out.name}.data")] if options.to == "onnx" else []
-    for path in (out, *data):
+    for path in (out, sidecar.place(out), *data):
         if path.exists():
             raise errors.InputError(
                 f"{path} exists; choose another name, or remove it first."
             )
-    found = zoo.read_any(options.source, options.which)
+    how = backbone_options.chosen(options) | {"image_size": options.image_size}
+    found = zoo.read_any(options.source, **how)
+    zoo.tell(found, options.source)
+    if options.partial:
+        found = completed(found, options.source)
     if options.heads and not found.heads:
         raise errors.InputError(f"{options.source} holds no heads; leave --heads out.")
     source = prepared(found, options.image_size, options.to in PROGRAMS)
     print(
         f"read     {len(found.backbone)} tensors of {options.source} ({found.format})"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as hidden:
+    with (
+        errors.at(out.parent, "OUT"),
+        _hidden(out) as hidden,
+    ):
         path = pathlib.Path(hidden) / out.name
         write(options, path, source)
         verify(options, path, source)
@@ -116,6 +120,21 @@ def main(given: list[str]) -> int:
     for line in notes(options.to, out, source):
         print(f"note     {line}")
     return 0
+
+
+@contextlib.contextmanager
+def _hidden(out: pathlib.Path) -> Iterator[str]:
+    """A folder beside OUT for what is not checked yet."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as hidden:
+        yield hidden
+
+
+def completed(found: read.Weights, source: str) -> read.Weights:
+    """The weights with what they lack initialised anew, and without what is too many."""
+    params, _ = zoo.filled(zoo.module(found.about), found.backbone, True, source)
+    state = names.backbone_to_official(params, found.about["patch_size"])
+    return dataclasses.replace(found, backbone=state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +161,7 @@ def prepared(
     Raises: ValueError if the size is no multiple of the patch, or no square.
     """
     about, patch = found.about, found.about["patch_size"]
-    size = (about["image_size"],) * 2 if size is None else size
+    size = adapt.pair(about["image_size"]) if size is None else size
     if min(size) < 1 or size[0] % patch or size[1] % patch:
         raise errors.InputError(
             f"--image-size={size[0]}x{size[1]} is no multiple of the patch, {patch}."
@@ -154,7 +173,7 @@ def prepared(
                 "one side, or convert to onnx or stablehlo."
             )
         own = about["antialias"], about["offset"]
-        state = adapt.grid(found.backbone, size[0] // patch, *own)
+        state = adapt.grid(found.backbone, size[0] // patch, *own, about["grid"])
         about = about | {"image_size": size[0]}
         found = dataclasses.replace(found, backbone=state, about=about)
     model = zoo.module(about)
@@ -168,7 +187,7 @@ def write(options: argparse.Namespace, path: pathlib.Path, source: Source) -> No
     state, about = source.weights.backbone, source.about
     if options.to == "official":
         heads = source.weights.heads if options.heads else None
-        export.write_official(path, state, heads, options.chunks)
+        export.write_official(path, state, heads, options.chunks, about)
     elif options.to == "huggingface":
         export.write_huggingface(path, state, about)
     elif options.to == "timm":

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dinov2_jax import errors
 from dinov2_jax.cli import data, decoding, workdir, workers
 from dinov2_jax.data import decode, faults, manifest, rules, sources
 from dinov2_jax.data.reading import Reader
@@ -48,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
             reasons.append(reason)
     except faults.Refused as error:
         bad += map(shown, error.lines)
-    except ValueError as error:
+    except errors.Error as error:
         if not bad:
             raise
         bad.append(shown(str(error)))
@@ -57,7 +58,8 @@ def main(options: argparse.Namespace) -> int:
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (" in --out" if options.out else ""))
     if options.out:
-        workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
+        with errors.at(options.out, "--out"):
+            workdir.write_text(options.out, "".join(f"{line}\n" for line in bad))
     counted = decoding.counted(reasons)
     print(f"{shown(spec)}: {records} records, {len(bad)} bad{counted}")
     return int(bool(bad))
@@ -73,8 +75,10 @@ def _bad_shards(spec: str, number: int) -> Iterator[str]:
     paths = [folder / shard["file"] for shard in shards]
     sums = _each(_digest, paths, number, "shard")
     for shard, digest in zip(shards, sums, strict=True):
-        if digest != shard["sha256"]:
-            file = escaped(folder / shard["file"])
+        file = escaped(folder / shard["file"])
+        if isinstance(digest, OSError):
+            yield f"{file}: cannot be read ({digest.strerror})"
+        elif digest != shard["sha256"]:
             yield f"{file}: its SHA-256 is not that of the manifest"
     for path in sorted(set(folder.glob("*.arrayrecord")) - set(paths)):
         yield f"{escaped(path)}: no shard of the manifest"
@@ -114,10 +118,13 @@ def _bad_of(source: Source, check: Check, start: int) -> list[tuple[str, str]]:
     return found
 
 
-def _digest(path: os.PathLike) -> str:
-    """The SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: os.PathLike) -> str | OSError:
+    """The SHA-256 of a file, or why it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return error
 
 
 def _each(job: Callable[[Any], Any], items, number: int, unit: str) -> list[Any]:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax import errors
+from dinov2_jax import errors, lease
 from dinov2_jax.cli import decoding, workdir, workers
 from dinov2_jax.data import decode, manifest, packing, rules, sources
+from dinov2_jax.data.record import Source
+from dinov2_jax.escaping import utf8
 from dinov2_jax.train import progress
 
 PARTS = ".parts"  # folder of the notes on shards that are done
@@ -36,14 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code."""
     decoding.require(options)
-    told = rules.of(options.range, options.damaged)
+    rules.of(options.range, options.damaged)  # refused before anything is opened
     if options.max_pixels is None:
         limits = decode.MAX_PIXELS, decoding.SHRINKABLE
         options.max_pixels = limits[options.longest is not None]
     folder = options.out.expanduser()
+    utf8(folder, "ArrayRecord")
     if folder.exists() and not folder.is_dir():
         raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
-    source = sources.open_source(options.source, cache_dir=folder / PARTS)
+    with errors.at(folder, "OUT"):
+        source = sources.open_source(options.source, cache_dir=folder / PARTS)
+        with lease.held(folder, "OUT"):
+            return _pack(source, folder, options)
+
+
+def _pack(source: Source, folder: pathlib.Path, options: argparse.Namespace) -> int:
+    """Write the shards that are missing; returns the exit code."""
+    told = rules.of(options.range, options.damaged)
     packer = packing.Packer(
         source,
         folder,
@@ -150,6 +161,9 @@ def _finish(
         raise errors.InputError(
             f"{options.source} has no readable record; nothing is packed."
         )
+    for written in done:  # of a shard whose records are all unreadable nothing is left
+        if not written.shard["records"]:
+            (folder / written.shard["file"]).unlink(missing_ok=True)
     workdir.write_text(folder / manifest.NAME, json.dumps(known, indent=1) + "\n")
     shutil.rmtree(folder / PARTS)
     size = sum(shard["bytes"] for shard in known["shards"])

@@ -79,11 +79,12 @@ def main(options: argparse.Namespace) -> int:
     found |= bottlenecks(found["images_per_cpu_s"])
     print(text(found))
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(
-            options.out / "stats.json", json.dumps(found, indent=2) + "\n"
-        )
-        pictures.write(options.out / "stats.png", found)
+        with errors.at(options.out, "--out"):
+            options.out.mkdir(parents=True, exist_ok=True)
+            workdir.write_text(
+                options.out / "stats.json", json.dumps(found, indent=2) + "\n"
+            )
+            pictures.write(options.out / "stats.png", found)
         print(f"{shown(str(options.out))}/stats.json, stats.png")
     return 0
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax import checkpoint, errors, sharding
+from dinov2_jax import checkpoint, errors, resume, sharding
 from dinov2_jax.cli import frozen, predictions, setting, training
 from dinov2_jax.cli.results import Job
 from dinov2_jax.cli.setting import Range, Setting
@@ -229,7 +229,7 @@ def _restored(checkpoints: Any, state: probe.State) -> tuple[probe.State, list]:
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    found = checkpoint.restore(checkpoints, shapes)
+    found = resume.newest(checkpoints, shapes)
     if found is None:
         return state, []
     _, kept, note = found

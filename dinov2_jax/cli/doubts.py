@@ -31,7 +31,7 @@ def of_labels(job: Any, split: str, labels: np.ndarray, names: Sequence[str]) ->
     if empty:
         some = ", ".join(empty[:3]) + ", ..." * (len(empty) > 3)
         job.warn(
-            f"{len(empty)} of {len(names)} classes of {split} have no image: {some}."
+            f"classes of {split} without an image: {len(empty)} of {len(names)} ({some})."
         )
 
 
@@ -45,7 +45,7 @@ def of_empty_folders(job: Any, split: str, source: Source) -> None:
     empty = sorted(names - set(source.classes))
     if empty:
         some = ", ".join(map(escaping.shown, empty[:3])) + ", ..." * (len(empty) > 3)
-        job.warn(f"{len(empty)} class folders of {split} hold no image: {some}.")
+        job.warn(f"class folders of {split} without an image: {len(empty)} ({some}).")
 
 
 def of_equal_splits(job: Any) -> None:

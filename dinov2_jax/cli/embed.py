@@ -19,28 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinov2_jax import errors, features, processes, sharding, shards, zoo
-from dinov2_jax.cli import decoding, depths, identity, setting, storing, workdir
-from dinov2_jax.convert import read
+from dinov2_jax import errors, features, lease, processes, sharding, shards, zoo
+from dinov2_jax.cli import (
+    backbone_options,
+    decoding,
+    depths,
+    embed_checks,
+    identity,
+    storing,
+    workdir,
+)
 from dinov2_jax.data import decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 from dinov2_jax.train import progress
-
-KINDS = ("cls", "registers", "mean_patch", "patches")
-DTYPES = ("float32", "float16")
-COMPUTE = ("float32", "bfloat16")
-RANGES = {
-    "resize": setting.COUNT,
-    "crop": setting.COUNT,
-    "dtype": setting.choice(*DTYPES),
-    "compute": setting.choice(*COMPUTE),
-    "workers": setting.WHOLE,
-    "threads": setting.COUNT,
-    "max_pixels": setting.COUNT,
-}
-"""Setting -> the values that it takes."""
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -55,14 +48,28 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("--name", help="official name that the weights must fit")
     add("--data", required=True, help="source, as config.data.train")
     add("--out", required=True, type=pathlib.Path, help="folder of the features")
-    add("--what", default="cls,mean_patch", help=f"some of {','.join(KINDS)}")
-    add("--which", default="teacher", choices=read.WHICH, help="network of a run")
+    add(
+        "--what",
+        default="cls,mean_patch",
+        help=f"some of {','.join(embed_checks.KINDS)}",
+    )
+    backbone_options.add(parser)
+    add(
+        "--image-size",
+        type=backbone_options.size,
+        help="pixels of the position table, SIDE or ROWSxCOLUMNS; see load_backbone",
+    )
     add("--resize", type=int, default=256, help="shorter side, pixels")
     add("--crop", type=int, default=224, help="side of the central crop, pixels")
     add("--batch-size", type=int, default=64, help="images at once, of a process")
     add("--shard-size", type=int, default=4096, help="images of a shard")
-    add("--dtype", default="float32", choices=DTYPES, help="of the stored features")
-    add("--compute", default="float32", choices=COMPUTE)
+    add(
+        "--dtype",
+        default="float32",
+        choices=embed_checks.DTYPES,
+        help="of the stored features",
+    )
+    add("--compute", default="float32", choices=embed_checks.COMPUTE)
     add("--limit", type=int, help="so many images, spread over the source")
     add("--workers", type=int, default=0, help="processes that decode")
     add("--threads", type=int, default=2, help="threads that decode")
@@ -72,7 +79,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
 
 def main(given: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options = vars(arguments(given))
+    parsed = arguments(given)
+    options = vars(parsed) | backbone_options.chosen(parsed)
+    del options["num_heads"]
     processes.start()
     options["what"] = tuple(options["what"].split(","))
     embed(options.pop("weights"), options.pop("data"), options.pop("out"), **options)
@@ -87,6 +96,10 @@ def embed(
     what: tuple[str, ...] = ("cls", "mean_patch"),
     name: str | None = None,
     which: str = "teacher",
+    prefix: str | None = None,
+    heads: int | None = None,
+    partial: bool = False,
+    image_size: int | tuple[int, int] | None = None,
     resize: int = 256,
     crop: int = 224,
     batch_size: int = 64,
@@ -106,7 +119,7 @@ def embed(
     not grow with the source: rows are written as they come.
 
     Args:
-        weights, name, which: as `load_backbone`.
+        weights, name, which, prefix, heads, partial, image_size: as `load_backbone`.
         data: a source, as `config.data.train`.
         out: the folder.
         what: kinds: cls [D], registers [R D], mean_patch [D], patches [N D].
@@ -127,7 +140,7 @@ def embed(
     """
     out = pathlib.Path(out).expanduser()
     mesh = sharding.make_mesh(1, jax.local_devices())
-    _check_sizes(
+    embed_checks.sizes(
         what,
         batch_size,
         shard_size,
@@ -145,8 +158,16 @@ def embed(
     told = rules.of(range, damaged)
     pipeline.require_decodable(source, max_pixels=max_pixels, rules=told)
     depths.tell(data, source, max_pixels, told)
-    backbone, params = zoo.load_backbone(name, weights, which=which)
-    _check_model(backbone, what, crop)
+    backbone, params = zoo.load_backbone(
+        name,
+        weights,
+        which=which,
+        prefix=prefix,
+        heads=heads,
+        partial=partial,
+        image_size=image_size,
+    )
+    embed_checks.model(backbone, what, crop)
     records = min(len(source), limit or len(source))
     manifest = {
         "weights": str(weights),
@@ -210,6 +231,26 @@ def store(
     crop = manifest["crop"]
     shape = jax.ShapeDtypeStruct((batch_size, crop, crop, 3), np.uint8)
     jax.eval_shape(apply, shape)  # what does not fit is told before a file is written
+    first = jax.process_index() == 0
+    lock = lease.held(out, "--out") if first else contextlib.nullcontext()
+    with errors.at(out, "--out"), lock:
+        sharding.any_process(False)  # nobody writes before the first holds the lease
+        return _stored(
+            apply,
+            source,
+            out,
+            manifest,
+            mesh,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            max_pixels=max_pixels,
+            rules=rules,
+        )
+
+
+def _stored(apply, source, out, manifest, mesh, *, batch_size, **reading):
+    """As `store`, in a folder that nobody else writes in."""
     shards.claim(out, manifest)
     records, shard_size = manifest["records"], manifest["shard_size"]
     progress, stretches = storing.left(out, manifest)
@@ -223,10 +264,7 @@ def store(
             batch_size=batch_size,
             resize=manifest["resize"],
             crop=manifest["crop"],
-            workers=workers,
-            threads=threads,
-            max_pixels=max_pixels,
-            rules=rules,
+            **reading,
         )
         with contextlib.closing(batches):
             made = features.stream(apply, batches, mesh)
@@ -257,57 +295,6 @@ def forward(backbone: vit.ViT, what: tuple[str, ...], dtype: str) -> Callable:
         return {kind: found[kind].astype(dtype) for kind in what}
 
     return apply
-
-
-def _check_sizes(
-    what: tuple[str, ...],
-    batch_size: int,
-    shard_size: int,
-    devices: int,
-    limit: int | None,
-    **others,
-) -> None:
-    """Raises ValueError if what is asked for does not fit together."""
-    if not what or len(set(what)) < len(what) or not set(what) <= set(KINDS):
-        raise errors.InputError(
-            f"what={','.join(what)}; choose some of {', '.join(KINDS)}."
-        )
-    if batch_size < 1 or batch_size % devices:
-        raise errors.InputError(
-            f"A batch of {batch_size} images does not divide over {devices} devices; "
-            "choose a multiple of their number."
-        )
-    if shard_size < batch_size or shard_size % batch_size:
-        raise errors.InputError(
-            f"A shard of {shard_size} images is no multiple of a batch of {batch_size}; "
-            f"choose {max(shard_size // batch_size, 1) * batch_size}."
-        )
-    if limit is not None and limit < 1:
-        raise errors.InputError(f"limit={limit}; give 1 or more, or leave it out.")
-    for key, value in others.items():
-        setting.require(key, value, RANGES[key])
-    require_crop(others["resize"], others["crop"])
-
-
-def require_crop(resize: int, crop: int) -> None:
-    """Raises ValueError unless the crop lies in the resized image."""
-    if crop > resize:
-        raise errors.InputError(
-            f"crop={crop} is larger than the shorter side of the resized image, "
-            f"resize={resize}; raise resize or lower crop."
-        )
-
-
-def _check_model(backbone: vit.ViT, what: tuple[str, ...], crop: int) -> None:
-    """Raises ValueError if the backbone cannot give what is asked for."""
-    if crop % backbone.patch_size:
-        raise errors.InputError(
-            f"crop={crop} is no multiple of the patch size {backbone.patch_size}."
-        )
-    if "registers" in what and not backbone.registers:
-        raise errors.InputError(
-            "These weights have no registers; leave them out of what."
-        )
 
 
 def _tell_skipped(out: pathlib.Path, index, shown: progress.Progress) -> None:

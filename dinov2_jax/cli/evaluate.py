@@ -27,8 +27,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax import errors, processes, values
-from dinov2_jax.cli import evaluation_table, frozen, results, setting, suites
+from dinov2_jax import errors, lease, processes, values
+from dinov2_jax.cli import (
+    backbone_options,
+    evaluation_table,
+    frozen,
+    results,
+    setting,
+    suites,
+)
 
 TASKS = {
     "knn": "classes by the vote of the nearest neighbours",
@@ -61,7 +68,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add("folders", nargs="*", type=pathlib.Path, help="of table: folders of results")
     add("--weights", help="an official name, a workdir, any file")
     add("--name", help="official name that the weights must fit")
-    add("--which", default="teacher", help="network of a run: teacher or student")
+    backbone_options.add(parser)
+    add("--image-size", type=backbone_options.size, help="as of dinov2-jax embed")
     add("--train", help="source, as config.data.train")
     add("--val", help="source")
     add("--test", action="append", default=[], metavar="NAME=SPEC")
@@ -122,7 +130,7 @@ def run_one(options: argparse.Namespace) -> None:
         "labels": pairs(options.labels, "--labels"),
     }
     _check(entry, wanted)
-    backbone = frozen.load(options.weights, options.name, options.which)
+    backbone = _backbone(options)
     done(_job(options, backbone, entry, wanted, options.out))
 
 
@@ -144,7 +152,7 @@ def run_all(options: argparse.Namespace) -> None:
         raise errors.InputError(
             f"No task of {options.config} has the setting {unused[0]}."
         )
-    backbone = frozen.load(options.weights, options.name, options.which)
+    backbone = _backbone(options)
     opened = _opened(
         {
             name: _job(options, backbone, entry, wanted, options.out / name)
@@ -162,14 +170,24 @@ def run_all(options: argparse.Namespace) -> None:
         print(f"{task}: {mean} in the mean of {len(numbers)}")
 
 
+def _backbone(options: argparse.Namespace) -> frozen.Backbone:
+    """The weights that are judged."""
+    how = backbone_options.chosen(options) | {"image_size": options.image_size}
+    return frozen.load(options.weights, options.name, **how)
+
+
 def done(job: results.Job) -> dict:
     """Run a job, write its files, and say what came out; returns results.json."""
     module = _module(job.task)
     job = job.opened(module.inputs)
-    job.out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    outcome = module.run(job)
-    about = results.write(job, outcome, time.monotonic() - began)
+    with (
+        errors.at(job.out, "--out"),
+        errors.at(job.cache, "--cache"),
+        lease.held(job.out, "--out"),
+    ):
+        began = time.monotonic()
+        outcome = module.run(job)
+        about = results.write(job, outcome, time.monotonic() - began)
     first = results.shown(about["metric"], about["metrics"][about["metric"]])
     for note in outcome.notes:
         print(f"{job.task}: {note}")

@@ -123,7 +123,7 @@ def run(job: Job) -> Outcome:
     told = head_files.note(job, seen, False, s.crop, **_told(s))
     if s.head:
         _, variables = head_files.given_head(
-            s.head, type(head), told, max_depth=s.max_depth, min_depth=s.min_depth
+            job, type(head), told, max_depth=s.max_depth, min_depth=s.min_depth
         )
         _check_head(head, variables, apply, job.backbone.params, s)
     border = tuple(s.border) if any(s.border) else None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors, escaping
-from dinov2_jax.cli import frozen, ground_truth, predictions, setting
+from dinov2_jax.cli import doubts, frozen, ground_truth, predictions, setting
 from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint, rules
@@ -85,6 +85,7 @@ def inputs(job: Job) -> dict[str, Any]:
     if job.settings.protocol != "revisited":
         for split in ("val", "train")[: 1 + (job.train is not None)]:
             frozen.require_names(getattr(job, split), found[split])
+            doubts.of_empty_folders(job, split, found[split])
     if job.settings.truth:
         found["truth"] = pathlib.Path(job.settings.truth)
         frozen.require_file("truth", found["truth"])
@@ -100,6 +101,7 @@ def run(job: Job) -> Outcome:
         return _revisited(job, apply)
     val = frozen.split(job, "val", apply)
     frozen.require_classes(val)
+    doubts.of_labels(job, "val", val.labels, val.source.classes)
     train = val
     if job.train is not None:
         train = frozen.split(job, "train", apply)

@@ -117,7 +117,7 @@ def run(job: Job) -> Outcome:
     )
     if s.head:
         kind = probes.LinearSegmentation
-        head, variables = head_files.given_head(s.head, kind, told)
+        head, variables = head_files.given_head(job, kind, told)
         _check_head(variables, head, len(blocks) * model.width, len(val.classes))
     dense_checks.labels(job, _named(job.val, s))
     if not s.head:

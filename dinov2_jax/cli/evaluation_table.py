@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dinov2_jax import errors
 from dinov2_jax.cli import papers, results, workdir
+from dinov2_jax.escaping import shown
 from dinov2_jax.viz import page
 
 HEADS = ("run", "architecture", "task", "val", "metric", "here", "paper", "paper's set")
@@ -15,15 +16,16 @@ def show(folders: Sequence[pathlib.Path], out: pathlib.Path | None) -> int:
     """Print the table in Markdown, and write it as a page if asked; returns 0."""
     rows = [line for folder in found(folders) for line in lines(folder)]
     for row in (HEADS, ["---"] * len(HEADS), *rows):
-        print(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(map(shown, row))} |")
     if out is not None:
         title = "Evaluations"
         body = [
             f"<h1>{title}</h1>",
             f'<div class="card">{page.grid(HEADS, rows)}</div>',
         ]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_text(out, page.document(title, body))
+        with errors.at(out, "--out"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            workdir.write_text(out, page.document(title, body))
     return 0
 
 

@@ -15,13 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, sharding, zoo
-from dinov2_jax.cli import depths, doubts, embed, identity, setting, workdir
+from dinov2_jax.cli import (
+    depths,
+    doubts,
+    embed,
+    embed_checks,
+    identity,
+    setting,
+    workdir,
+)
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint, pipeline, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
-COMPUTE = embed.COMPUTE
+COMPUTE = embed_checks.COMPUTE
 IMAGES = setting.Table(
     resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
     crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
@@ -85,12 +93,12 @@ class Set(NamedTuple):
     about: dict  # spec, images, skipped, sha256
 
 
-def load(weights: str, name: str | None = None, which: str = "teacher") -> Backbone:
+def load(weights: str, name: str | None = None, **how) -> Backbone:
     """The backbone that a text stands for, see `load_backbone`.
 
     Raises: ValueError if it takes no RGB images.
     """
-    model, params = zoo.load_backbone(name, weights, which=which)
+    model, params = zoo.load_backbone(name, weights, **how)
     if model.in_channels != 3:
         raise errors.InputError(
             f"These weights take images of {model.in_channels} channels; sources give "
@@ -147,7 +155,7 @@ def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
             f"crop={settings.crop} is no multiple of the patch size "
             f"{backbone.model.patch_size} of these weights."
         )
-    embed.require_crop(settings.resize, settings.crop)
+    embed_checks.crop_in_image(settings.resize, settings.crop)
 
 
 def require_file(option: str, path: pathlib.Path) -> None:
@@ -282,19 +290,6 @@ def require_labels(spec: str, labels: np.ndarray, count: int) -> None:
             f"{spec}: labels run from {low} to {high}; they must lie in 0 to "
             f"{count - 1}, its {count} classes."
         )
-
-
-def require_same_classes(train: Source, val: Source) -> None:
-    """Raises ValueError that names a class that only one of two sources has."""
-    if train.classes == val.classes:
-        return
-    mine, others = set(train.classes), set(val.classes)
-    only = sorted(mine - others)[:3], sorted(others - mine)[:3]
-    raise errors.InputError(
-        f"train has {len(mine)} classes and val {len(others)}, and they differ: only in "
-        f"train {', '.join(only[0]) or 'none'}; only in val "
-        f"{', '.join(only[1]) or 'none'}. Give two splits of the same classes."
-    )
 
 
 def _whole(spec: str) -> str:

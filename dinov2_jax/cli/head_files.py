@@ -1,13 +1,12 @@
 """Heads of pixels in files: their tensors, and what their predictions depend on."""
 
 import pathlib
-import sys
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from dinov2_jax import errors, tree, zoo
+from dinov2_jax import errors, headfile, tree, zoo
 from dinov2_jax.cli.results import Job
 from dinov2_jax.convert import export
 from dinov2_jax.convert import probes as convert
@@ -39,16 +38,19 @@ FITTING = ("crop", "task", "weights_sha256")
 """What may differ between a head and its use: sizes, the protocol, a fine-tuning."""
 
 
-def given_head(source: str, kind: type, expected: Mapping, **options):
-    """A released or trained head of a kind, instead of one that is trained here.
+def given_head(job: Job, kind: type, expected: Mapping, **options):
+    """The released or trained head of a job, instead of one that is trained here.
 
     Args:
-        source: of `zoo.load_head`; options are its.
+        job: whose setting `head` is of `zoo.load_head`; it is warned of what no file
+            tells.
         kind: class of the module.
         expected: `note` of what the settings and the weights make.
+        options: of `zoo.load_head`.
     Raises: ValueError that names what the head's file tells otherwise.
     """
-    told = zoo.head_note(source)
+    source = job.settings.head
+    told = headfile.note(source)
     wrong = [
         f"{key}={told[key]} and not {expected[key]}"
         for key in expected
@@ -61,12 +63,12 @@ def given_head(source: str, kind: type, expected: Mapping, **options):
         )
     sha = told.get("weights_sha256", expected["weights_sha256"])
     if sha != expected["weights_sha256"]:
-        print(f"head={source} was trained on other weights", file=sys.stderr)
+        job.warn(f"head={source} was trained on other weights.")
     if "max_depth" in expected and "max_depth" not in told:
-        print(
+        job.warn(
             f"head={source} does not tell the range of its depths: min_depth="
-            f"{expected['min_depth']:g} and max_depth={expected['max_depth']:g} are taken",
-            file=sys.stderr,
+            f"{expected['min_depth']:g} and max_depth={expected['max_depth']:g} are "
+            "taken."
         )
     head, variables = zoo.load_head(source, **options)
     if type(head) is not kind:

@@ -93,7 +93,7 @@ def main(given: list[str]) -> int:
                 one = largest(attempt, config, topology, options.batch_per_device)
             else:
                 one = attempt(options.batch_per_device)
-        except ValueError as error:
+        except errors.Error as error:
             if len(chosen) == 1:
                 raise
             failed = True  # the others may take an hour, and are asked for too
@@ -104,7 +104,8 @@ def main(given: list[str]) -> int:
         if not one["fits"]:
             print(f"dinov2-jax plan: {table.refusal(one, config)}", file=sys.stderr)
         if options.json:  # after each: the next may take long
-            write(options.json, {"config": config.to_dict(), "plans": found})
+            with errors.at(options.json, "--json"):
+                write(options.json, {"config": config.to_dict(), "plans": found})
     if len(found) > 1:
         print(table.overview(found))
     return 1 if failed or not all(one["fits"] for one in found) else 0
@@ -168,6 +169,8 @@ def compiled(
             output.seek(0)
             said = output.read().strip().splitlines()
         if not result.exists():
+            if any(line.startswith("Traceback ") for line in said):
+                print("\n".join(said), file=sys.stderr)
             raise errors.InputError(
                 f"the compiler for {topology.name} ended with code {code}"
                 + (f": {said[-1][:300]}" if said else ", without a word")

@@ -30,8 +30,9 @@ def write(folder: pathlib.Path, parts: Sequence[Columns]) -> None:
         path.unlink(missing_ok=True)
         return
     whole = pyarrow.concat_tables(tables, promote_options="permissive")
-    with writing.replacing(path) as part:
-        pyarrow.parquet.write_table(whole, part)
+    # Opened here, for Arrow takes no path that is not UTF-8.
+    with writing.replacing(path) as part, part.open("wb") as file:
+        pyarrow.parquet.write_table(whole, file)
 
 
 def of(

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint import CheckpointManager
 
-from dinov2_jax import checkpoint, sharding
+from dinov2_jax import resume, sharding
 from dinov2_jax.cli import assemble, starting
 from dinov2_jax.models import dino
 from dinov2_jax.train import state as train_state
@@ -48,7 +48,7 @@ def newest_or_fresh(
         wanted: of `targets`.
         checkpoints: the run's.
     """
-    found = checkpoint.restore(checkpoints, wanted)
+    found = resume.newest(checkpoints, wanted)
     if found is not None:
         done, state, note = found
         return state, done, note

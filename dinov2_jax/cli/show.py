@@ -1,8 +1,10 @@
 """dinov2-jax show run WORKDIR...: rebuild a run's report, or compare runs in one page."""
 
 import argparse
+import contextlib
 import pathlib
 
+from dinov2_jax import errors
 from dinov2_jax.viz import report
 
 
@@ -15,5 +17,10 @@ def main(given: list[str]) -> int:
     )
     parser.add_argument("--out", type=pathlib.Path, help="page to write")
     options = parser.parse_args(given)
-    print(report.write(options.workdirs, options.out))
+    with contextlib.ExitStack() as stack:
+        for folder in options.workdirs:
+            stack.enter_context(errors.at(folder))
+        if options.out:
+            stack.enter_context(errors.at(options.out, "--out"))
+        print(report.write(options.workdirs, options.out))
     return 0

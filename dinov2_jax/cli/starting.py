@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import checkpoint, errors, tree, zoo
 from dinov2_jax.cli import assemble
-from dinov2_jax.convert import names
+from dinov2_jax.convert import adapt, finite, names, read
 from dinov2_jax.models import dino, posembed, vit
 from dinov2_jax.train.state import TrainState
 
@@ -30,7 +30,8 @@ def with_weights(
     is told. Another position grid is resized.
     Raises: ValueError if the backbone is of another architecture.
     """
-    given = _resized(_read(config.init, state.params["backbone"]), backbone)
+    given = _read(config.init, state.params["backbone"], backbone, say=True)
+    given = _resized(given, backbone)
     _check_backbone(state.params, given)
     used, fresh = _fitting(state.params, given)
     if jax.process_index() == 0:
@@ -59,26 +60,65 @@ def _placed(params: dict, layout: dict) -> dict:
 def check(config: ConfigDict, built: dino.DINO) -> None:
     """Raises ValueError if `init.weights` cannot start this model; makes nothing."""
     shapes = assemble.shapes(config, built)
-    given = _read(config.init, shapes["backbone"])
+    given = _read(config.init, shapes["backbone"], built.backbone)
     _check_backbone(shapes, _resized(given, built.backbone))
 
 
-def _read(init: ConfigDict, template: dict) -> dict:
+def _read(
+    init: ConfigDict, template: dict, backbone: vit.ViT, say: bool = False
+) -> dict:
     """{backbone[, heads]} of what `init.weights` names."""
     if init.into not in INTO:
         raise errors.InputError(
             f"init.into={init.into!r}; choose one of {', '.join(INTO)}."
         )
     path = pathlib.Path(init.weights).expanduser()
-    if zoo.is_run(path):
-        return checkpoint.load_params(path / "checkpoints")
     try:
-        found = zoo.read_any(init.weights)
-        given = {"backbone": names.backbone_from_official(found.backbone, template)}
+        if zoo.is_run(path):
+            given = checkpoint.load_params(path / "checkpoints")
+            finite.require(dict(zip(tree.names(given), jax.tree.leaves(given))))
+            return given
+        how = {"prefix": init.prefix or None, "heads": init.heads or None}
+        found = zoo.read_any(init.weights, partial=init.partial, **how)
+        _check_about(found, backbone, init.partial)
+        given = {"backbone": _backbone(found, template, backbone, init)}
         given |= {k: names.head_from_official(v) for k, v in found.heads.items()}
     except ValueError as error:
         raise errors.InputError(f"init.weights={init.weights}: {error}") from error
+    if say and jax.process_index() == 0:
+        zoo.tell(found, f"init.weights={init.weights}", guess=False)
     return jax.tree.map(lambda a: np.asarray(a, np.float32), given)
+
+
+def _check_about(found: read.Weights, backbone: vit.ViT, partial: bool) -> None:
+    """Raises ValueError that names the setting in which weights and config differ."""
+    heads = found.about.get("heads")
+    if heads not in (None, backbone.heads) and not found.guess:
+        raise errors.InputError(
+            f"these weights have {heads} attention heads, the config's model "
+            f"{backbone.heads}; set model.heads={heads}."
+        )
+    plain = found.about["layerscale"] is None
+    if plain and backbone.layerscale is not None and not partial:
+        raise errors.InputError(
+            "these weights have no LayerScale, as those of DINO v1 and iBOT; set "
+            "model.layerscale=0, or init.partial=True to start it fresh."
+        )
+
+
+def _backbone(
+    found: read.Weights, template: dict, backbone: vit.ViT, init: ConfigDict
+) -> dict:
+    """Our parameters of a file's backbone, on a square position grid."""
+    state, about = found.backbone, found.about
+    grid = (backbone.table_grid, about["antialias"], about["offset"], about["grid"])
+    if not isinstance(about["grid"], int):
+        state = adapt.grid(state, *grid)
+    if init.partial:
+        # What is drawn must not depend on how the run divides over devices.
+        alone = backbone.clone(gather=None, remat="none")
+        return zoo.filled(alone, state, True, init.weights)[0]
+    return names.backbone_from_official(state, template)
 
 
 def _resized(given: dict, backbone: vit.ViT) -> dict:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dinov2_jax import shards
+from dinov2_jax import escaping, shards
 from dinov2_jax.data.record import Record, Source
 from dinov2_jax.train import progress
 
@@ -70,8 +70,8 @@ def left(out: pathlib.Path, manifest: dict) -> tuple[progress.Progress, list[Str
     missing = sum(min(x.last * size, records) - x.first * size for x in stretches)
     done = total - missing + sum(x.rows for x in stretches)
     shown = progress.Progress(done, total, unit="image")
-    if done:
-        shown.say(f"{done} of {total} images are there already")
+    there = f"{done} of {total} images are there already" if done else f"{total} images"
+    shown.say(f"{escaping.shown(manifest['data'])}: {there}")
     return shown, stretches
 
 

@@ -35,6 +35,8 @@ def read(spec: str) -> dict[str, Any]:
             )
         return _plain(config)
     except Exception as error:  # a config is a program: it may raise anything
+        if not values.raised_by(error, path):
+            raise
         text = " ".join(str(error).split())
         raise values.ConfigError(
             f"--config={path}: {type(error).__name__}: {text}"

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import flops, processes, sharding
+from dinov2_jax import errors, flops, processes, sharding
 from dinov2_jax.cli import assemble, restoring
 from dinov2_jax.data import batch as contract
 from dinov2_jax.data import masks
@@ -106,7 +106,7 @@ def measure(
     state, taken = timed(update, state, batch, steps)
     memory, of = peak_memory()
     if trace:
-        with jax.profiler.trace(str(trace)):
+        with errors.at(trace, "--trace"), jax.profiler.trace(str(trace)):
             timed(update, state, batch, 3, warm=1)
     first = jax.devices()[0]
     known = flops.peak(first.device_kind) if config.train.dtype == "bfloat16" else None

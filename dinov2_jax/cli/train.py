@@ -1,10 +1,11 @@
 """dinov2-jax train: pretrain from a config; the same command again continues."""
 
 import argparse
+import contextlib
 import dataclasses
-import errno
 import functools
 import logging
+import math
 import pathlib
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import checkpoint, errors, processes, sharding, tree
+from dinov2_jax import checkpoint, errors, lease, processes, sharding, tree
 from dinov2_jax import config as settings
 from dinov2_jax.cli import (
     assemble,
@@ -57,6 +58,12 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="continue a workdir although its config was another",
     )
     parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin again at step 0 in a workdir whose checkpoints are gone; with "
+        "checkpoints, continue as without it",
+    )
+    parser.add_argument(
         "--replay",
         type=lambda text: pathlib.Path(text).expanduser(),
         help="WORKDIR/failed/STEP: run the step that was not finite again, and no other",
@@ -83,25 +90,26 @@ def main(given: list[str]) -> int:
         return replay.main(config, model, mesh, options.replay)
     first = jax.process_index() == 0
     if first:
-        workdir.check(options.workdir, config, options.allow_config_change)
+        workdir.check(
+            options.workdir, config, options.allow_config_change, options.restart
+        )
     train, val = open_sources(config, options.workdir)
     feeding.check(config, model.backbone.patch_size, train)
     if config.init.weights and not any(options.workdir.glob("checkpoints/[0-9]*")):
         starting.check(config, model)
-    if first:
-        workdir.claim(options.workdir, config, options.allow_config_change)
-    try:
-        reason = pretrain(config, model, mesh, options.workdir, train, val, given)
-    except loop.NotFinite as error:
-        print(f"dinov2-jax train: {error}", file=sys.stderr)
-        return 3
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise errors.FileError(
-            f"{options.workdir}: {error.strerror}. Free some, and the same command "
-            "goes on from the newest whole checkpoint."
-        ) from error
+    lock = (
+        lease.held(options.workdir, "--workdir") if first else contextlib.nullcontext()
+    )
+    with errors.at(options.workdir, "--workdir"), lock:
+        if first:
+            workdir.claim(
+                options.workdir, config, options.allow_config_change, options.restart
+            )
+        try:
+            reason = pretrain(config, model, mesh, options.workdir, train, val, given)
+        except loop.NotFinite as error:
+            print(f"dinov2-jax train: {error}", file=sys.stderr)
+            return 3
     if first and reason:
         print(f"Stopped: {reason}. The same command goes on from here.")
     return 0
@@ -135,8 +143,9 @@ def pretrain(
     """Start or continue the run in `folder`; returns why it stopped early, or ""."""
     stop, t, c = stopping(config), config.train, config.checkpoint
     recipe = assemble.recipe(config, model, assemble.shapes(config, model))
+    saving = Saving(folder)
     checkpoints = checkpoint.manager(
-        folder / "checkpoints", c.keep, c.keep_every, c.keep_best
+        folder / "checkpoints", c.keep, c.keep_every, c.keep_best, saving.written
     )
     wanted = restoring.targets(config, model, recipe, mesh)
     state, done, note = restoring.newest_or_fresh(
@@ -151,12 +160,15 @@ def pretrain(
     log = history.History(folder, done, lines) if first else history.Silent(lines)
     shown = progress.Progress(done, t.steps, None if first else progress.NOWHERE)
     if first:
-        introduce(config, mesh, folder, command, state.params, done, shown)
+        saved = checkpoints.latest_step()
+        introduce(config, mesh, folder, command, state.params, saved, shown)
     tally = loop.Tally(**note["tally"])
 
     def save(done: int, state: Any, top1: float | None) -> None:
         counts = dataclasses.asdict(tally)
         note = {"next_step": done, "history": log.lines, "tally": counts}
+        checkpoints.wait_until_finished()
+        saving.step = done
         checkpoint.save(checkpoints, done, state, note, top1)
 
     patch_size = model.backbone.patch_size
@@ -180,6 +192,7 @@ def pretrain(
             log_every=t.log_every,
             save_every=c.every,
             probes=watchers(config, model.backbone, mesh, folder, train, val),
+            best=Best.of(folder) if c.keep_best else lambda metrics: False,
         )
     finally:
         batches.close()
@@ -189,9 +202,48 @@ def pretrain(
     backbone = sharding.whole(state.teacher["backbone"])
     if first:
         export_backbone(config, model.backbone, backbone, folder, done)
-        workdir.finish(folder, step=done, stopped=reason)
+        workdir.note(folder, finished=workdir.now(), step=done, stopped=reason)
         shown.say(f"report: {report.write([folder])}")
     return reason
+
+
+@dataclasses.dataclass
+class Saving:
+    """Notes in run.json which checkpoint is written, so that its loss is noticed.
+
+    Fields: the workdir; the step that is being saved.
+    """
+
+    folder: pathlib.Path
+    step: int = 0
+
+    def written(self) -> None:
+        """For `checkpoint.manager`."""
+        if jax.process_index() == 0:
+            workdir.note(self.folder, saved=self.step)
+
+
+@dataclasses.dataclass
+class Best:
+    """Tells whether a k-NN accuracy is above all that checkpoints were saved with."""
+
+    top1: float
+
+    @classmethod
+    def of(cls, folder: pathlib.Path) -> "Best":
+        """The best of the checkpoints that a workdir holds."""
+        known = checkpoint.accuracies(folder / "checkpoints").values()
+        return cls(max(known, default=-math.inf))
+
+    def __call__(self, measurements: loop.Metrics) -> bool:
+        """Whether these are the best so far; the same on every process."""
+        top1 = measurements.get("knn/top1")
+        if top1 is None:
+            return False
+        # One answer for all: a process that saves waits for the others.
+        better = sharding.any_process(top1 > self.top1)
+        self.top1 = max(self.top1, top1)
+        return better
 
 
 def stopping(config: ConfigDict) -> loop.Stop:
@@ -207,16 +259,16 @@ def introduce(
     folder: pathlib.Path,
     command: list[str],
     params: dict,
-    done: int,
+    saved: int | None,
     shown: progress.Progress,
 ) -> None:
-    """Tell of this start, on the screen and in run.json."""
+    """Tell of this start, on the screen and in run.json; `saved`: newest checkpoint."""
     count = {name: tree.count(part) for name, part in params.items()}
     kind = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
-    workdir.describe(folder, command, parameters=count, devices=kind)
+    workdir.describe(folder, command, saved=saved, parameters=count, devices=kind)
     shown.say(f"{config.model.variant}: {count} parameters; {described(mesh)}")
-    if done:
-        shown.say(f"continuing at step {done} of {config.train.steps}")
+    if saved:
+        shown.say(f"continuing at step {saved} of {config.train.steps}")
 
 
 def described(mesh: Mesh) -> str:

@@ -15,8 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from dinov2_jax import checkpoint, errors, writing
 from dinov2_jax import config as settings
-from dinov2_jax import errors, writing
+from dinov2_jax.escaping import utf8
+from dinov2_jax.train import history
 
 FREE = (
     "data.workers",
@@ -75,20 +77,25 @@ def folder(text: str) -> pathlib.Path:
             f"--workdir={text} is an address; mount it, for instance with gcsfuse, and "
             "give the folder, the same one on all hosts."
         )
+    utf8(text, "Orbax")
     return pathlib.Path(text).expanduser()
 
 
-def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
-    """Refuse a workdir that another config's run is in; leaves nothing.
+def check(
+    folder: pathlib.Path, config: ConfigDict, allow_change: bool, restart: bool = False
+) -> None:
+    """Refuse a workdir of another config's run, or whose checkpoints are gone.
 
     A workdir without a metric and a checkpoint holds no run: what stopped it before
-    its first step may be mended in the config.
+    its first step may be mended in the config. This leaves nothing behind.
 
     Args:
         folder: the workdir; need not exist.
         config: all settings.
         allow_change: continue although settings differ.
-    Raises: ValueError that lists what differs, or that nothing can be written.
+        restart: begin again at step 0 although there were checkpoints.
+    Raises: ValueError that lists what differs, that nothing can be written, or what is
+        gone.
     """
     near = next(path for path in (folder, *folder.parents) if path.exists())
     try:
@@ -98,6 +105,8 @@ def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
     saved, metrics = folder / "config.json", folder / "metrics.jsonl"
     begun = metrics.is_file() and metrics.stat().st_size > 0
     begun = begun or any((folder / "checkpoints").glob("[0-9]*"))
+    if begun and not restart:
+        _require_checkpoints(folder)
     if not saved.is_file() or not begun or allow_change:
         return
     try:
@@ -116,14 +125,47 @@ def check(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
         )
 
 
-def claim(folder: pathlib.Path, config: ConfigDict, allow_change: bool) -> None:
+def _require_checkpoints(folder: pathlib.Path) -> None:
+    """Raises ValueError if the checkpoints that a run once saved are gone.
+
+    One that is half-written tells of a run that was killed while it saved its first.
+    """
+    if any((folder / "checkpoints").glob("[0-9]*")):
+        return
+    # An older version did not note what it saved.
+    step = about(folder).get("saved", max(history.last_step(folder), 0) or None)
+    if (folder / "run.json").is_file() and step is not None:
+        raise errors.InputError(
+            f"{folder} holds a run that has come to step {step}, but its checkpoints "
+            f"are gone from {folder / 'checkpoints'}; put them back, choose another "
+            "--workdir, or add --restart to begin again at step 0."
+        )
+
+
+def claim(
+    folder: pathlib.Path, config: ConfigDict, allow_change: bool, restart: bool = False
+) -> None:
     """Make the workdir and record the config, unless `check` refuses it.
 
+    Metrics without a checkpoint, of a run that was killed before its first one or that
+    is restarted, are copied to metrics.previous.jsonl.
     Raises: ValueError, as `check`.
     """
-    check(folder, config, allow_change)
+    check(folder, config, allow_change, restart)
+    metrics, copy = folder / "metrics.jsonl", folder / "metrics.previous.jsonl"
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        if history.last_step(folder) >= 0 and not checkpoint.steps(
+            folder / "checkpoints"
+        ):
+            write_text(copy, metrics.read_text(encoding="utf-8"))
+            if about(folder).get("saved") is not None:
+                note(folder, saved=None)
+            print(
+                f"{folder} has metrics, but no checkpoint yet: beginning at step 0. "
+                f"They are kept in {copy.name}.",
+                file=sys.stderr,
+            )
         write_text(folder / "config.json", settings.to_json(config) + "\n")
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -138,7 +180,7 @@ def _unwritable(folder: pathlib.Path, error: OSError) -> ValueError:
 
 def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
     """Write run.json: versions, git state, how to go on, and given facts."""
-    about = {
+    content = {
         "command": shlex.join(["dinov2-jax", "train", *command]),
         "continue": shlex.join(["dinov2-jax", "train", *command]),
         "started": now(),
@@ -146,14 +188,22 @@ def describe(folder: pathlib.Path, command: list[str], **facts) -> None:
         "git": _git(),
         **facts,
     }
-    write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
+    write_text(folder / "run.json", json.dumps(content, indent=2) + "\n")
 
 
-def finish(folder: pathlib.Path, **facts) -> None:
-    """Add to run.json when this start ended, and given facts."""
-    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    about |= {"finished": now(), **facts}
-    write_text(folder / "run.json", json.dumps(about, indent=2) + "\n")
+def about(folder: pathlib.Path) -> dict:
+    """What run.json says; nothing where there is none, or no JSON in it."""
+    try:
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def note(folder: pathlib.Path, **facts) -> None:
+    """Add facts to run.json."""
+    text = json.dumps(about(folder) | facts, indent=2)
+    write_text(folder / "run.json", text + "\n")
 
 
 def now() -> str:
@@ -210,10 +260,9 @@ class SkippedRecords:
     def __init__(self, folder: pathlib.Path, source):
         """`source` gives names; names of an earlier start are kept."""
         self.path, self.source = folder / "skipped.txt", source
-        exists = self.path.is_file()
-        self.named = (
-            set(self.path.read_text(encoding="utf-8").splitlines()) if exists else set()
-        )
+        # An older version wrote it in the encoding of the locale.
+        before = self.path.read_bytes() if self.path.is_file() else b""
+        self.named = set(before.decode(errors="replace").splitlines())
 
     def add(self, ids: np.ndarray) -> int:
         """Note record numbers; returns how many there were."""

@@ -4,6 +4,7 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -44,7 +45,12 @@ def each(
     with concurrent.futures.ProcessPoolExecutor(
         workers, spawned, _begin, (job,)
     ) as pool:
-        running = {pool.submit(_do, item): item for item in items}
+        # The processes inherit the mask: Ctrl-C ends the parent, in one line.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = {pool.submit(_do, item): item for item in items}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for done in concurrent.futures.as_completed(running):
                 yield running.pop(done), done.result()

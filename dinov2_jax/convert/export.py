@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from dinov2_jax import errors, writing
-from dinov2_jax.convert import huggingface, tables, timm
+from dinov2_jax.convert import huggingface, sidecar, tables, timm
 from dinov2_jax.models import vit
 
 DESCRIBING = (
@@ -91,6 +91,7 @@ def write_official(
     backbone: Mapping[str, np.ndarray],
     heads: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     chunks: int = 0,
+    about: Mapping | None = None,
 ) -> None:
     """A `.pth` file that the official models load with `strict=True`.
 
@@ -100,6 +101,8 @@ def write_official(
         heads: None for the backbone alone, as released; else the heads by name, and
             the file is one as the reference's training saves its teacher.
         chunks: see `chunked`; training checkpoints of the reference have 4.
+        about: what describes the weights, written beside the file (`sidecar`), which
+            has no place for it; None for nothing.
     Raises: ValueError if PyTorch is not installed.
     """
     state = chunked(backbone, chunks)
@@ -110,6 +113,8 @@ def write_official(
             state |= {f"{head}.{name}": value for name, value in tensors.items()}
     state = {name: _tensor(torch, value) for name, value in state.items()}
     torch.save(state if heads is None else {"teacher": state}, path)
+    if about is not None:
+        sidecar.write(path, about)
 
 
 def write_huggingface(
@@ -155,6 +160,7 @@ def write_timm(
     torch = _torch()
     state = {name: _tensor(torch, value) for name, value in tensors.items()}
     torch.save(state, path)
+    sidecar.write(path, about)
 
 
 def _torch():

@@ -43,6 +43,9 @@ NEWER = {
 }
 """Names of version 5 -> those of version 4; `gate_proj` and `up_proj` are joined."""
 
+KINDS = ("dinov2", "dinov2_with_registers")
+"""The `model_type` of a DINOv2 backbone."""
+
 PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 _INDEX = r"encoder\.layer\.(\d+)\."
@@ -67,7 +70,9 @@ def names(official: str) -> tuple[str, ...]:
 
 def recognises(tensors: Mapping) -> bool:
     """Whether these are the names of a `Dinov2Model` or its kin with registers."""
-    return "embeddings.cls_token" in tensors and "layernorm.weight" in tensors
+    return "embeddings.cls_token" in tensors and any(
+        name.startswith("encoder.layer.") for name in tensors
+    )
 
 
 def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -92,12 +97,16 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_official(
+    tensors: Mapping[str, np.ndarray], partial: bool = False
+) -> dict[str, np.ndarray]:
     """Official state dict from the tensors of a Hugging Face folder.
 
     Args:
         tensors: their names, of version 4 or 5.
-    Returns: official names, blocks unchunked; each tensor is used once.
+        partial: take what there is, and keep what is unexpected under its own name.
+    Returns: official names, blocks unchunked; each tensor is used once. A mask token
+        may be missing (`use_mask_token=False`).
     Raises: ValueError that lists missing and unexpected names.
     """
     tensors = _older(tensors)
@@ -111,11 +120,17 @@ def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else ("attn.qkv.bias",),
     )
     table = {name: names(name) for name in official}
-    tables.check(tensors, (n for t in table.values() for n in t), "Hugging Face")
-    return {
+    if OUTSIDE["mask_token"] not in tensors:
+        del table["mask_token"]
+    expected = {n for theirs in table.values() for n in theirs}
+    if not partial:
+        tables.check(tensors, expected, "Hugging Face")
+    found = {
         name: _joined([tensors[n] for n in theirs], name)
         for name, theirs in table.items()
+        if set(theirs) <= set(tensors)
     }
+    return found | {n: tensors[n] for n in sorted(set(tensors) - expected)}
 
 
 def _joined(parts: list[np.ndarray], name: str) -> np.ndarray:
@@ -201,16 +216,19 @@ def about(config: Mapping) -> dict:
     """Arguments of `ViT` from a `config.json`; the inverse of `config`.
 
     Returns: width, depth, heads, patch_size, image_size, in_channels, registers, ffn,
-        mlp_ratio, qkv_bias, and the official antialias and offset of such a model.
+        mlp_ratio, qkv_bias, and the official antialias and offset of such a model. Of
+        a model with a backbone in it (DPT, Depth Anything) it is the backbone's.
     Raises: ValueError if it is no DINOv2 model's, lacks a size, or asks for what the
         official models do not have.
     """
-    kinds = {"dinov2": 0, "dinov2_with_registers": config.get("num_register_tokens", 4)}
-    if config.get("model_type") not in kinds:
+    inner = [part for part in config.values() if isinstance(part, Mapping)]
+    parts = [part for part in (config, *inner) if part.get("model_type") in KINDS]
+    if not parts:
         raise errors.InputError(
             f"config.json has model_type {config.get('model_type')!r}; it needs "
-            f"{' or '.join(kinds)}."
+            f"{' or '.join(KINDS)}, of the model or of a backbone in it."
         )
+    config = parts[0]
     sizes = {
         "width": "hidden_size",
         "depth": "num_hidden_layers",
@@ -218,7 +236,7 @@ def about(config: Mapping) -> dict:
         "image_size": "image_size",
         "patch_size": "patch_size",
     }
-    wrong = [key for key in sizes.values() if not isinstance(config.get(key), int)]
+    wrong = [key for key in sizes.values() if not _whole(key, config.get(key))]
     if config.get("hidden_act", "gelu") != "gelu":
         wrong.append("hidden_act")
     if config.get("layer_norm_eps", 1e-6) != 1e-6:
@@ -228,7 +246,9 @@ def about(config: Mapping) -> dict:
             "config.json needs one whole number for each size, GELU and a norm of "
             f"1e-6; it has { ({key: config.get(key) for key in wrong}) }."
         )
-    registers = kinds[config["model_type"]]
+    registers = 0
+    if config["model_type"] == "dinov2_with_registers":
+        registers = config.get("num_register_tokens", 4)
     found = {ours: config[theirs] for ours, theirs in sizes.items()}
     return (
         found
@@ -241,6 +261,13 @@ def about(config: Mapping) -> dict:
         }
         | infer.resize(registers)
     )
+
+
+def _whole(key: str, value: object) -> bool:
+    """Whether a size is a whole number, or for images two."""
+    if key == "image_size" and isinstance(value, list | tuple) and len(value) == 2:
+        return all(isinstance(part, int) for part in value)
+    return isinstance(value, int)
 
 
 def processor() -> dict:

@@ -1,99 +1,86 @@
-"""What can be told from the tensors of a file: an architecture, or what else it is."""
+"""The architecture that the tensors of a file tell."""
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.convert import tables
+from dinov2_jax.convert import adapt, tables
 from dinov2_jax.models import layers, vit
 
-HEAD_WIDTH = 64
-"""Width of an attention head in every released model."""
-
-LOOKS = {
-    r"layer1\.0\.conv1\.|conv1\.weight": "a ResNet",
-    r"(.*\.)?_?flat_param(_\d+)?$": (
-        "one process's shards of an FSDP run; the same run's eval/*/"
-        "teacher_checkpoint.pth is whole"
-    ),
-    r"param_groups$|exp_avg(_sq)?$|optimizer\.": "an optimizer's state",
-    r"storage_tokens|rope_embed\.": "a DINOv3 backbone, which has no position table",
-    r"dinov2(_with_registers)?\.embeddings\.": (
-        "a transformers model with a task's head; save its backbone alone, as "
-        "model.dinov2.save_pretrained(FOLDER)"
-    ),
-    r"decode_head\.|classifiers_dict\.|(linear_head\.)?(weight|bias)$": (
-        "a linear, segmentation or depth head, which goes on a backbone"
-    ),
-    r"last_layer\.weight": "a DINO projection head without its backbone",
-}
-"""Pattern of a tensor's name -> what a file with it is, in the order of asking."""
+HEADS = {size["width"]: size["heads"] for size in vit.VARIANTS.values()}
+"""Width of a released model -> its number of attention heads."""
 
 
-def looks(found: Iterable[str]) -> str | None:
-    """What a file with these names is, if it is known to be no DINOv2 backbone."""
-    found = set(found)
-    for pattern, kind in LOOKS.items():
-        if any(re.match(pattern, name) for name in found):
-            return kind
-    block = {name for name in found if name.startswith("blocks.")}
-    scaled = any(name.endswith("ls1.gamma") for name in block)
-    if block and "mask_token" not in found and not scaled:
-        return (
-            "a Vision Transformer without LayerScale and mask token, such as DINO v1's, "
-            "DeiT's or a supervised one"
-        )
-    return None
-
-
-def architecture(state: Mapping[str, np.ndarray]) -> dict:
+def architecture(
+    state: Mapping[str, np.ndarray],
+    told: object = None,
+    image_size: adapt.Size | None = None,
+) -> dict:
     """Arguments of `ViT` that made an official state dict.
 
     Args:
         state: official names, unchunked.
+        told: pixels of the position table as its file tells them, one number or two;
+            passed over if the table is of another size.
+        image_size: the same as the caller tells, for a table that is not square.
     Returns: width, depth, patch_size, image_size, in_channels, registers, ffn,
-        mlp_ratio, layerscale, qkv_bias, proj_bias, ffn_bias; heads if the width is a
-        multiple of 64; antialias and offset as released; besides, grid (image_size
-        over patch_size) and, for a known size, variant (`S/14`).
+        mlp_ratio, layerscale, qkv_bias, proj_bias, ffn_bias; heads, a guess, if the
+        width is a released one; antialias and offset as released; besides, grid
+        (image_size over patch_size) and, for a known size, variant (`S/14`).
     Raises: ValueError if a tensor that tells a size is missing or of another shape.
     """
     width = _shape(state, "cls_token", 3)[2]
     channels, patch = _shape(state, "patch_embed.proj.weight", 4)[1:3]
     positions = _shape(state, "pos_embed", 3)[1] - 1
-    grid = math.isqrt(max(positions, 0))
-    if grid * grid != positions or not grid:
-        raise errors.InputError(
-            f"pos_embed has {positions + 1} entries; it needs one for cls and a square "
-            "grid, 1 + M*M."
-        )
+    rows, columns = _grid(positions, patch, told, image_size)
     registers = 0
     if "register_tokens" in state:
         registers = _shape(state, "register_tokens", 3)[1]
     gated = "blocks.0.mlp.w12.weight" in state
     first, last = ("mlp.w12", "mlp.w3") if gated else ("mlp.fc1", "mlp.fc2")
-    rows = _shape(state, f"blocks.0.{first}.weight", 2)[0]
+    hidden = _shape(state, f"blocks.0.{first}.weight", 2)[0]
     found = {
         "width": width,
         "depth": tables.depth(state, r"blocks\.(\d+)\."),
         "patch_size": patch,
-        "image_size": grid * patch,
-        "grid": grid,
+        "image_size": adapt.single(rows * patch, columns * patch),
+        "grid": adapt.single(rows, columns),
         "in_channels": channels,
         "registers": registers,
         "ffn": "swiglu" if gated else "mlp",
-        "mlp_ratio": _ratio(width, rows, gated),
+        "mlp_ratio": _ratio(width, hidden, gated),
         "layerscale": 1.0 if "blocks.0.ls1.gamma" in state else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "proj_bias": "blocks.0.attn.proj.bias" in state,
         "ffn_bias": f"blocks.0.{last}.bias" in state,
         **resize(registers),
     }
-    if width % HEAD_WIDTH == 0:
-        found["heads"] = width // HEAD_WIDTH
+    if width in HEADS:
+        found["heads"] = HEADS[width]
     return named(found)
+
+
+def _grid(
+    positions: int, patch: int, told: object, image_size: adapt.Size | None
+) -> tuple[int, int]:
+    """Rows and columns of a position table of so many patches."""
+    side = math.isqrt(max(positions, 0))
+    square = side * side == positions and side > 0
+    for size in (told, None if square else image_size):
+        numbers = np.atleast_1d(size) if size is not None else np.zeros(0)
+        if numbers.dtype.kind == "i" and numbers.shape in ((1,), (2,)):
+            rows, columns = (int(n) // patch for n in np.broadcast_to(numbers, 2))
+            if rows > 0 and rows * columns == positions:
+                return rows, columns
+    if not square:
+        raise errors.InputError(
+            f"pos_embed has {positions + 1} entries, which are not one for cls and a "
+            "square grid, 1 + M*M, and the file does not tell its rows and columns; "
+            "give image_size=(rows, columns) of it in pixels (--image-size=ROWSxCOLUMNS)."
+        )
+    return side, side
 
 
 def resize(registers: int) -> dict:

@@ -269,6 +269,7 @@ def backbone_from_official(state: Mapping[str, np.ndarray], template: Mapping) -
     if not match.whole:
         raise errors.InputError(
             f"These weights are of another architecture: {match}. Choose the variant, "
-            "registers and feed-forward that they were trained with."
+            "registers and feed-forward that they were trained with, or load what fits "
+            "(partial=True, --partial, init.partial=True)."
         )
     return fill_backbone(state, template, match)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, tree
-from dinov2_jax.convert import tables
+from dinov2_jax.convert import finite, tables
 from dinov2_jax.models import probes
 
 KERNELS = {
@@ -22,6 +22,14 @@ KERNELS = {
     "enlarge": (2, 3, 0, 1),  # (in, out, rows, columns)
 }
 """How PyTorch's axes of a weight become ours."""
+
+AROUND = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model")
+"""Keys under which training saves a state dict; an average of weights comes first."""
+
+WRAPPED = re.compile(r"^((module|_orig_mod|model)\.)+")
+HEAD = re.compile(r"(decode_head|linear_head)\.")
+BACKBONE = re.compile(r"(backbone|auxiliary_head)\.")
+"""First parts of names: of wrappers, of a head, and of what a whole model has beside."""
 
 UNUSED = re.compile(r".*num_batches_tracked")
 """Tensors that count training steps and compute nothing."""
@@ -98,23 +106,20 @@ def read_head(
     """The head that a state dict holds.
 
     Args:
-        tensors: official names, with or without `decode_head.` or `linear_head.`, or
-            such a dict under `state_dict`.
+        tensors: official names, with or without `decode_head.` or `linear_head.` and
+            what wrappers put before, or such a dict under a key of AROUND. A backbone
+            beside the head is left, see `parted`.
         max_depth, min_depth: metres that a linear depth head's last and first bin stand
             for, which tensors do not tell: released are 10 for NYU, 80 for KITTI.
         upsample: times that a linear depth head enlarges its map.
     Returns: the module and its variables, {params[, batch_stats]} in float32.
-    Raises: ValueError if it is no head, or lists what is missing and unexpected.
+    Raises: ValueError if it is no head, lists what is missing and unexpected, or names
+        tensors with NaN or infinity.
     """
-    whole = isinstance(tensors, Mapping)
-    tensors = tensors.get("state_dict", tensors) if whole else {"": tensors}
-    if not all(isinstance(value, np.ndarray) for value in tensors.values()):
-        raise errors.InputError(
-            "This is no state dict of tensors; give a released head."
-        )
+    own, _ = parted(tensors)
     state = {
-        re.sub(r"^(decode_head|linear_head)\.", "", name): np.asarray(value, np.float32)
-        for name, value in tensors.items()
+        name: np.asarray(value, np.float32)
+        for name, value in own.items()
         if not UNUSED.fullmatch(name)
     }
     kind = next((kind for mark, kind in MARKS.items() if mark in state), None)
@@ -133,10 +138,43 @@ def read_head(
             f"unexpected {tables.some(sorted(unexpected))}; "
             f"mis-shaped {tables.some(sorted(wrong))}."
         )
+    finite.require(state)
     depth = {"max_depth": max_depth, "min_depth": min_depth, "upsample": upsample}
     module, variables = _module(kind, state, depth), _filled(state, table)
     _check_sizes(kind, module, variables, {ours: n for n, (ours, _) in table.items()})
     return module, variables
+
+
+def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of a head under its own names, and the names of what is beside it.
+
+    Args:
+        tensors: see `read_head`.
+    Raises: ValueError if it is no state dict.
+    """
+    left = []
+    while isinstance(tensors, Mapping):
+        keys = [key for key in AROUND if isinstance(tensors.get(key), Mapping)]
+        if not keys:
+            break
+        left += [f"{key}.{name}" for key in keys[1:] for name in tensors[key]]
+        tensors = tensors[keys[0]]
+    arrays = isinstance(tensors, Mapping) and all(
+        isinstance(value, np.ndarray) for value in tensors.values()
+    )
+    if not arrays or not tensors:
+        raise errors.InputError(
+            "This is no state dict of tensors; give a released head."
+        )
+    unwrapped = {WRAPPED.sub("", str(name)): v for name, v in tensors.items()}
+    if len(unwrapped) != len(tensors):
+        raise errors.InputError("Some tensors are there twice, once inside a wrapper.")
+    if not any(map(HEAD.match, unwrapped)):
+        return unwrapped, left
+    beside = sorted(filter(BACKBONE.match, unwrapped))
+    # What is of neither keeps its name, and shows as unexpected.
+    own = {HEAD.sub("", n): v for n, v in unwrapped.items() if n not in set(beside)}
+    return own, left + beside
 
 
 def _module(kind: str, state: Mapping[str, np.ndarray], depth: Mapping) -> nn.Module:

@@ -10,13 +10,27 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.convert import huggingface, infer, mapped, pth, sift, tables
+from dinov2_jax.convert import (
+    adapt,
+    finite,
+    huggingface,
+    infer,
+    lookalikes,
+    mapped,
+    pth,
+    sidecar,
+    sift,
+    tables,
+)
 
 WHICH = sift.WHICH
 """The networks of a training checkpoint."""
 
 TOLD = ("heads", "antialias", "offset")
 """What a config says of a model that its tensors do not."""
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights of a folder, whole or with `.index.json` behind the name of several."""
 
 SIZES = ("width", "depth", "patch_size", "in_channels", "registers", "ffn")
 """What both say, and must agree on."""
@@ -43,15 +57,32 @@ class Weights:
     heads: dict[str, dict[str, np.ndarray]]  # dino_head[, ibot_head], or empty
     about: dict
     format: str  # official, safetensors, huggingface, timm, training or workdir
+    lines: tuple[str, ...] = ()  # what was chosen, left out or put in its place
+    guess: str = ""  # a line if the number of heads is one
 
 
-def read_weights(path: pathlib.Path, which: str = "teacher") -> Weights:
+def read_weights(
+    path: pathlib.Path,
+    which: str = "teacher",
+    *,
+    prefix: str | None = None,
+    heads: int | None = None,
+    partial: bool = False,
+    image_size: adapt.Size | None = None,
+) -> Weights:
     """The weights in a file, or in a folder of `transformers` or timm.
 
     Args:
         path: file or folder.
-        which: `teacher` or `student`, where a training checkpoint holds both.
-    Raises: ValueError that says what the file looks like and what is needed.
+        which: `teacher` or `student`, where a file holds both; see `sift.network`.
+        prefix: of the backbone's names; None if there is one backbone alone.
+        heads: number of attention heads; None for what the file tells, or else a guess
+            from a released width.
+        partial: take what there is of a backbone.
+        image_size: pixels of the position table, where it is not square and the file
+            does not tell.
+    Raises: ValueError that says what the file looks like and what is needed, or which
+        tensors hold NaN or infinity.
     """
     path = pathlib.Path(path)
     if which not in WHICH:
@@ -63,12 +94,53 @@ def read_weights(path: pathlib.Path, which: str = "teacher") -> Weights:
     else:
         raise errors.InputError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
-        state, heads, kind = sift.official(sift.network(found, which))
-        about = _joined(infer.architecture(state), told)
+        network, lines = sift.network(found, which, prefix)
+        sifted = sift.official(network, partial)
+        told_size = told.get("image_size")
+        shown = infer.architecture(sifted.backbone, told_size, image_size)
+        about = _joined(shown, told)
+        about, guess = with_heads(about, told.get("heads"), heads)
+        require_finite(sifted.backbone, sifted.heads)
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
-    mapped_file = kind == "official" and _is_safetensors(path)
-    return Weights(state, heads, about, "safetensors" if mapped_file else kind)
+    kind = sifted.format
+    if kind == "official" and _is_safetensors(path):
+        kind = "safetensors"
+    lines = (*lines, *sifted.lines)
+    return Weights(sifted.backbone, sifted.heads, about, kind, lines, guess)
+
+
+def with_heads(about: dict, told: int | None, heads: int | None) -> tuple[dict, str]:
+    """Arguments of `ViT` with the number of heads, and a line if that is a guess.
+
+    Args:
+        about: arguments, with the guess if there is one.
+        told: what the file tells.
+        heads: what the caller tells.
+    Raises: ValueError if both tell, and differ, or it does not divide the width.
+    """
+    if heads is None:
+        if told is not None or "heads" not in about:
+            return about, ""
+        return about, (
+            f"{about['heads']} attention heads are a guess from width "
+            f"{about['width']}, as the file does not tell; heads= (--num-heads) does"
+        )
+    if told not in (None, heads):
+        raise errors.InputError(
+            f"heads={heads}, but its own description says {told}; leave heads out."
+        )
+    if heads < 1 or about["width"] % heads:
+        raise errors.InputError(
+            f"heads={heads} does not divide the width of {about['width']}."
+        )
+    return infer.named(about | {"heads": heads}), ""
+
+
+def require_finite(backbone: Mapping, heads: Mapping[str, Mapping]) -> None:
+    """Raises ValueError that names tensors which hold NaN or infinity."""
+    parts = {f"{k}.{n}": v for k, part in heads.items() for n, v in part.items()}
+    finite.require(dict(backbone) | parts)
 
 
 def _joined(shown: dict, told: Mapping) -> dict:
@@ -109,7 +181,7 @@ def tensors(path: pathlib.Path) -> tuple[object, dict]:
     for beginning, kind in BEGINNINGS.items():
         if start.lstrip().startswith(beginning):
             raise errors.InputError(f"{path} looks like {kind}. {sift.NEEDED}.")
-    return pth.read_pth(path), {}
+    return pth.read_pth(path), sidecar.read(path)
 
 
 def _is_safetensors(path: pathlib.Path) -> bool:
@@ -128,7 +200,7 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
     A note in the file itself says more than a config of `transformers`, which has no
     place for how positions are resized.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in FILES:
         if (path / name).is_file():
             found, note = tensors(path / name)
             break
@@ -141,17 +213,20 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
         told = json.loads(config.read_text(encoding="utf-8"))
         told = huggingface.about(told) if "model_type" in dict(told) else {}
     except (ValueError, TypeError) as error:
-        raise errors.InputError(f"{config} cannot be used: {error}") from error
+        kind = lookalikes.anything(found) if isinstance(found, Mapping) else None
+        looks = f"{path} looks like {kind}, not a DINOv2 backbone: " if kind else ""
+        raise errors.InputError(f"{looks}{config} cannot be used: {error}") from error
     return found, told | {key: note[key] for key in TOLD if key in note}
 
 
 def _shards(path: pathlib.Path) -> dict:
     """Tensors of the files that a folder's index lists."""
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
+    indices = [path / f"{name}.index.json" for name in FILES]
+    index = next((index for index in indices if index.is_file()), None)
+    if index is None:
         raise errors.InputError(
-            f"{path} holds no checkpoint of a run, no model.safetensors and no "
-            f"model.safetensors.index.json. {sift.NEEDED}, or a run's workdir."
+            f"{path} holds no checkpoint of a run, no {', no '.join(FILES)} and no index "
+            f"of either. {sift.NEEDED}, or a run's workdir."
         )
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -167,7 +242,10 @@ def _shards(path: pathlib.Path) -> dict:
             raise errors.InputError(
                 f"{path / name} is missing, which {index.name} lists."
             )
-        found |= mapped.tensors(path / name)[0]
+        part = tensors(path / name)[0]
+        if not isinstance(part, Mapping):
+            raise errors.InputError(f"{path / name} holds no tensors by name.")
+        found |= part
     lost = set(places) - set(found)
     if lost:
         raise errors.InputError(

@@ -101,5 +101,6 @@ def check(found: Iterable[str], expected: Iterable[str], what: str) -> None:
         raise errors.InputError(
             f"These are not the tensors of a {what} backbone: "
             f"missing {some(expected - found)}; unexpected {some(found - expected)}. "
-            "Give a file of a DINOv2 backbone alone, as its own library writes it."
+            "Give a file of a DINOv2 backbone alone, as its own library writes it, or load "
+            "what fits (partial=True, --partial, init.partial=True)."
         )

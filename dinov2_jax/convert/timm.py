@@ -72,35 +72,44 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def to_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_official(
+    tensors: Mapping[str, np.ndarray], partial: bool = False
+) -> dict[str, np.ndarray]:
     """Official state dict from the tensors of a timm file.
 
     Args:
         tensors: timm's names.
+        partial: take what there is, and keep what is unexpected under its own name.
     Returns: official names, blocks unchunked, with a mask token of zeros; with
         registers the cls token's position is zero (see above).
     Raises: ValueError that lists missing and unexpected names.
     """
+    optional = ("attn.qkv.bias", "ls1.gamma", "ls2.gamma")
     official = tables.official(
         tables.depth(tensors, _INDEX),
         "swiglu" if swiglu(tensors) else "mlp",
         "reg_token" in tensors,
-        () if "blocks.0.attn.qkv.bias" in tensors else ("attn.qkv.bias",),
+        [n for n in optional if f"blocks.0.{n}" not in tensors],
     )
     kept = [n for n in official if n not in DROPPED]
-    tables.check(tensors, map(name, kept), "timm")
+    if not partial:
+        tables.check(tensors, map(name, kept), "timm")
     tensors = {n: np.asarray(value) for n, value in tensors.items()}
+    rest = {n: tensors[n] for n in sorted(set(tensors) - set(map(name, kept)))}
     cls = tensors["cls_token"]
     if cls.ndim != 3:
         raise errors.InputError(
             f"cls_token has shape {cls.shape}; timm's is (1, 1, width)."
         )
-    made = {"mask_token": np.zeros(cls.shape[1:], tensors["norm.weight"].dtype)}
-    if "reg_token" in tensors:
+    made = {
+        "mask_token": np.zeros(cls.shape[1:], tensors.get("norm.weight", cls).dtype)
+    }
+    if {"reg_token", "pos_embed"} <= set(tensors):
         patches = tensors["pos_embed"]
         first = np.zeros(cls.shape, patches.dtype)
         made["pos_embed"] = np.concatenate([first, patches], axis=1)
-    return {n: made[n] if n in made else tensors[name(n)] for n in official}
+    there = (n for n in official if n in made or name(n) in tensors)
+    return {n: made[n] if n in made else tensors[name(n)] for n in there} | rest
 
 
 def resize() -> dict:

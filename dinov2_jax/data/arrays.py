@@ -44,12 +44,21 @@ class Entries:
         """
         Args:
             paths: of the files; each is opened once to count its entries.
-        Raises: ValueError if one is no whole ArrayRecord file.
+        Raises: ValueError that names those that are no whole ArrayRecord files.
         """
         self._paths, self._readers = paths, {}
+        for path in paths:
+            escaping.utf8(path, "ArrayRecord")  # refused before any is opened
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            counts = pool.map(lambda path: self._open(path).num_records(), paths)
-            self.counts = list(counts)
+            counts = list(pool.map(self._count, paths))
+        wrong = [count for count in counts if isinstance(count, str)]
+        if wrong:
+            raise Refused(
+                wrong,
+                f"copy or pack {len(wrong)} of {len(paths)} files again",
+                "cannot be read as ArrayRecord: ",
+            )
+        self.counts: list[int] = counts
         self._starts = [0, *itertools.accumulate(self.counts)]
 
     def __len__(self) -> int:
@@ -68,25 +77,30 @@ class Entries:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_readers": {}}  # each process opens its own
 
+    def _count(self, path: str) -> int | str:
+        """How many entries a file has, or what is wrong with it."""
+        try:
+            return self._open(path).num_records()
+        except errors.InputError as error:
+            return str(error)
+
     @staticmethod
     def _open(path: str):
         """A reader of one file, which threads may share."""
         from array_record.python import array_record_module
 
+        text = escaping.utf8(path, "ArrayRecord")
         try:
-            reader = array_record_module.ArrayRecordReader(path, OPTIONS)
+            reader = array_record_module.ArrayRecordReader(text, OPTIONS)
             sound, why = reader.ok(), ""
         except (RuntimeError, ValueError) as error:  # of files below 64 KiB
             sound, why = False, f" ({error})"
         if not sound:
-            what = None
-            if os.path.isfile(path):
-                with open(path, "rb") as file:
-                    what = containers.described(file.read(512))
+            what = containers.of(path)
             told = (
                 f"is {what}" if what else "is missing, cut short or of another format"
             )
-            raise errors.InputError(f"{path} {told}{why}; copy or pack it again.")
+            raise errors.InputError(f"{path} {told}{why}")
         return reader
 
 
@@ -110,12 +124,7 @@ class ArrayRecords:
             paths, notes = patterns.find("arrayrecord", pattern)
         self.classes = tuple(known["classes"]) if known else ()
         self._paths = paths
-        try:
-            self._data = Entries(paths)
-        except (RuntimeError, ValueError) as error:
-            raise errors.InputError(
-                f"{spec} cannot be read as ArrayRecord: {error}"
-            ) from error
+        self._data = Entries(paths)
         if not len(self._data):
             raise errors.InputError(f"{spec} holds no record.")
         for path, shard, count in zip(
@@ -156,6 +165,11 @@ class ArrayRecords:
     def name(self, index: int) -> str:
         return f"arrayrecord:{escaping.escaped(self._pattern)} record {index}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._paths)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "arrayrecord", self.classes
@@ -167,7 +181,8 @@ def _plain(folder: str) -> bool:
     names = os.listdir(folder)
     packed = manifest.NAME in names or any(map(PACKED.fullmatch, names))
     suffix = patterns.SUFFIXES["arrayrecord"]
-    return not packed and any(suffix.search(name) for name in names)
+    below = (name for _, _, files in os.walk(folder) for name in files)
+    return not packed and any(suffix.search(name) for name in below)
 
 
 class Tfds:

@@ -49,3 +49,12 @@ def described(head: bytes) -> str | None:
         if text.startswith(start):
             return what
     return None if head.strip(b"\0") else "zeros"
+
+
+def of(path: str) -> str | None:
+    """`described` of a file on this machine; None if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return described(file.read(512))
+    except OSError:
+        return None

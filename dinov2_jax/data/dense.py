@@ -174,8 +174,8 @@ def read_depth(path: str, scale: float = 1000.0) -> np.ndarray:
     metres = path.lower().endswith(".npy") or found.dtype.kind == "f"
     if not metres and found.dtype.itemsize == 1:
         raise errors.InputError(
-            f"{escaped(path)} is a picture of 8 bits; a depth map has 16 bits or more, or is a "
-            ".npy of metres."
+            f"{escaped(path)} is a picture of 8 bits; a depth map has 16 bits or more, "
+            "or is a .npy of metres."
         )
     return depth_of(found, path, 1.0 if metres else scale)
 

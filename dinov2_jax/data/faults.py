@@ -11,14 +11,15 @@ TOLD = 3  # lines that are told at once
 class Refused(errors.InputError):
     """Files that cannot be used, each told in one of `lines`."""
 
-    def __init__(self, lines: list[str], advice: str):
+    def __init__(self, lines: list[str], advice: str, start: str = ""):
         """
         Args:
             lines: what is wrong, by file.
             advice: what is to be done.
+            start: of the error, before the first line.
         """
         more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
-        super().__init__(f"{'; '.join(lines[:TOLD])}{more}; {advice}.")
+        super().__init__(f"{start}{'; '.join(lines[:TOLD])}{more}; {advice}.")
         self.lines = lines
 
 
@@ -48,5 +49,7 @@ class Faults:
             more = f"; and {count - TOLD} more" if count > TOLD else ""
             first = "; ".join(self.lines[:TOLD])
             walk.say(
-                shown(f"{spec}: {count} faults: {first}{more}; data check lists them")
+                shown(
+                    f"{spec}: {count} fault{'s' * (count > 1)}: {first}{more}; data check lists them"
+                )
             )

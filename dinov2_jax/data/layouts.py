@@ -38,30 +38,41 @@ Found = tuple[Files, tuple[str, ...]]
 def folders(spec: str, rest: str) -> Found:
     """IMAGES,MAPS: partners in two folders, and the names in MAPS/classes.txt."""
     parts = [pathlib.Path(part).expanduser() for part in rest.split(",")]
-    if len(parts) != 2 or not all(part.is_dir() for part in parts):
+    if len(parts) != 2 or not all(map(os.path.isdir, parts)):
         raise errors.InputError(f"{spec} must name two folders, pairs:IMAGES,MAPS.")
     listed = parts[1] / CLASSES
-    names = tuple(map(normalized, _lines(spec, listed))) if listed.is_file() else ()
+    names = (
+        tuple(map(normalized, _lines(spec, listed))) if os.path.isfile(listed) else ()
+    )
     ignored = walk.Ignored()
     images = _stems(parts[0], IMAGES, ignored)
-    targets = _stems(parts[1], TARGETS, ignored)
-    _require_readable(spec, parts[1], set(images) - set(targets))
+    targets = _maps(spec, parts[1], images, ignored)
     return _matched(spec, images, targets, ignored), names
 
 
-def _require_readable(spec: str, root: pathlib.Path, lacking: set[str]) -> None:
-    """Raises ValueError if maps that seem to be missing stand there in other formats."""
-    others = {}
-    if lacking:
-        others = _stems(root, tuple(mapfiles.REFUSED), walk.Ignored())
-    there = sorted(lacking & set(others))
-    if there:
-        ending = os.path.splitext(others[there[0]])[1].lower()
-        raise errors.InputError(
-            f"{spec}: {len(there)} maps, such as {escaped(others[there[0]])}, cannot be "
-            f"used: {ending} {mapfiles.REFUSED[ending]}. Maps are one of "
-            f"{', '.join(TARGETS)}, made from their source."
-        )
+def _maps(
+    spec: str,
+    root: pathlib.Path,
+    images: dict[str, str],
+    ignored: walk.Ignored,
+    end: str = "",
+) -> dict[str, str]:
+    """`_stems` of the maps of images.
+
+    Raises: ValueError if maps that seem to be missing stand there in other formats.
+    """
+    targets = _stems(root, TARGETS, ignored, end)
+    lacking = set(images) - set(targets)
+    for ending in mapfiles.REFUSED if lacking else ():
+        others = _stems(root, (ending,), walk.Ignored(), end)
+        there = sorted(lacking & set(others))
+        if there:
+            raise errors.InputError(
+                f"{spec}: {len(there)} maps, such as {escaped(others[there[0]])}, cannot "
+                f"be used: {ending} {mapfiles.REFUSED[ending]}. Maps are one of "
+                f"{', '.join(TARGETS)}, made from their source."
+            )
+    return targets
 
 
 def _stems(
@@ -99,7 +110,6 @@ def _matched(
     ignored: walk.Ignored,
 ) -> Files:
     """Images and targets of the same names, in their order."""
-    walk.tell(spec, len(images), ignored)
     for have, lack, words in (
         (images, targets, "images have no map"),
         (targets, images, "maps have no image"),
@@ -108,16 +118,21 @@ def _matched(
         if alone:
             raise errors.InputError(
                 f"{spec}: {len(alone)} of {len(have)} {words} of the same name: "
-                f"{_some(alone)}; add the partners or remove these."
+                f"{_some(alone)}; add the partners or remove these"
+                + (f" (ignored: {ignored})." if ignored else ".")
             )
-    return _whole(spec, [(images[key], targets[key]) for key in sorted(images)])
+    pairs = [(images[key], targets[key]) for key in sorted(images)]
+    return _whole(spec, pairs, ignored)
 
 
-def _whole(spec: str, pairs: Iterable[tuple[str, str]]) -> Files:
+def _whole(spec: str, pairs: Iterable[tuple[str, str]], ignored: walk.Ignored) -> Files:
     """Images and targets apart; raises ValueError if there are none."""
     pairs = list(pairs)
     if not pairs:
-        raise errors.InputError(f"{spec} holds no image; check the folder.")
+        raise errors.InputError(
+            f"{spec} holds no image (ignored: {ignored or 'nothing'}); check the folder."
+        )
+    walk.tell(spec, len(pairs), ignored)
     return tuple(zip(*pairs))
 
 
@@ -132,14 +147,15 @@ def ade20k(spec: str, rest: str) -> Found:
     root, split = _root(spec, rest, ("training", "validation"))
     names = tuple(str(i) for i in range(1, ADE20K + 1))
     listed = root / "objectInfo150.txt"
-    if listed.is_file():
+    if os.path.isfile(listed):
         lines = _lines(spec, listed)[1:]
         if len(lines) != ADE20K:
             raise errors.InputError(f"{listed} has {len(lines)} classes, not {ADE20K}.")
         names = tuple(normalized(line.split("\t")[-1].strip()) for line in lines)
     ignored = walk.Ignored()
     images = _stems(_folder(spec, root / "images" / split), IMAGES, ignored)
-    labels = _stems(_folder(spec, root / "annotations" / split), TARGETS, ignored)
+    folder = _folder(spec, root / "annotations" / split)
+    labels = _maps(spec, folder, images, ignored)
     return _matched(spec, images, labels, ignored), names
 
 
@@ -162,15 +178,12 @@ def voc(spec: str, rest: str) -> Found:
 def cityscapes(spec: str, rest: str) -> Found:
     """ROOT:train or ROOT:val, with the training ids that its scripts make."""
     root, split = _root(spec, rest, ("train", "val"))
-    images = _folder(spec, root / "leftImg8bit" / split)
-    labels = _folder(spec, root / "gtFine" / split)
+    folder = _folder(spec, root / "leftImg8bit" / split)
     ignored = walk.Ignored()
-    return _matched(
-        spec,
-        _stems(images, IMAGES, ignored, "_leftImg8bit"),
-        _stems(labels, TARGETS, ignored, "_gtFine_labelTrainIds"),
-        ignored,
-    ), CITYSCAPES
+    images = _stems(folder, IMAGES, ignored, "_leftImg8bit")
+    folder = _folder(spec, root / "gtFine" / split)
+    labels = _maps(spec, folder, images, ignored, "_gtFine_labelTrainIds")
+    return _matched(spec, images, labels, ignored), CITYSCAPES
 
 
 def nyud(spec: str, rest: str) -> Found:
@@ -234,7 +247,7 @@ def _root(spec: str, rest: str, splits: tuple[str, ...]) -> tuple[pathlib.Path, 
 
 def _folder(spec: str, path: pathlib.Path) -> pathlib.Path:
     """The path itself, if it is a folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise errors.InputError(
             f"{spec} needs the folder {path}, which does not exist."
         )
@@ -243,7 +256,7 @@ def _folder(spec: str, path: pathlib.Path) -> pathlib.Path:
 
 def _lines(spec: str, path: pathlib.Path) -> list[str]:
     """Lines of a list that are not empty, as the file system spells names."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise errors.InputError(f"{spec} needs the list {path}, which does not exist.")
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return [os.fsdecode(line.strip()) for line in lines if line.strip()]
@@ -265,11 +278,10 @@ def _listed(
             ignored.entry(walk.HIDDEN, hidden[0])
         else:
             whole.append(tuple(map(str, pair)))
-    walk.tell(spec, len(whole), ignored)
     lost = [path for pair in whole for path in pair if not os.path.isfile(path)]
     if lost:
         raise errors.InputError(
             f"{spec}: {len(lost)} of {2 * len(whole)} files in {listed} do not exist: "
             f"{_some(map(escaped, lost))}; unpack the data set whole."
         )
-    return _whole(spec, whole)
+    return _whole(spec, whole, ignored)

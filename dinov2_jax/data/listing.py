@@ -92,7 +92,7 @@ def build(
                 watched=_packed(watched),
                 stamp=np.array(_stamp(watched)),
                 ignored=np.array(ignored.json()),
-                notes=_packed(os.fsencode(line) for line in notes),
+                notes=_packed(line.encode() for line in notes),
             )
         shutil.move(whole, file)  # _scratch may lie on another disk
     return _opened(file)
@@ -183,7 +183,7 @@ def _opened(file: pathlib.Path) -> Listing:
         names = [name.decode() for name in _unpacked(kept["classes"])]
         ignored = walk.Ignored(str(kept["ignored"]))
         columns, stamp = int(kept["columns"]), str(kept["stamp"])
-        notes = tuple(os.fsdecode(line) for line in _unpacked(kept["notes"]))
+        notes = tuple(line.decode() for line in _unpacked(kept["notes"]))
         arrays = {}
         for kind, dtype in KINDS.items():
             with members.open(f"{kind}.npy") as member:

@@ -16,8 +16,10 @@ REFUSED = {
     ending: reason
     for endings, reason in (
         (".jpg .jpeg .jfif .jpe .jp2", "is of a lossy format, which changes ids"),
-        (".gif .ppm .pgm .tga .heic .avif", "is of a format that is not read as a map"),
-        (".exr .pfm .mat .npz .h5 .json .xml", "is of a format that is not read"),
+        (
+            ".gif .ppm .pgm .tga .heic .avif .exr .pfm .mat .npz .h5 .json .xml",
+            "is of a format that is not read as a map",
+        ),
     )
     for ending in endings.split()
 }

@@ -13,7 +13,7 @@ from dinov2_jax import writing
 from dinov2_jax.data import arrays, decode, manifest, rules
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Record, Source
-from dinov2_jax.escaping import shown
+from dinov2_jax.escaping import shown, utf8
 
 OPTIONS = "group_size:1,uncompressed"  # each record alone; images are compressed
 
@@ -73,7 +73,9 @@ class Packer:
         stop = min(start + self.records, len(self.source))
         labelled, shrunk, skipped, reasons = 0, 0, [], []
         reader = Reader(self.source)
-        writer = array_record_module.ArrayRecordWriter(str(part), OPTIONS)
+        writer = array_record_module.ArrayRecordWriter(
+            utf8(part, "ArrayRecord"), OPTIONS
+        )
         for position in range(start, stop):
             index = position if self.ids is None else int(self.ids[position])
             try:

@@ -2,13 +2,20 @@
 
 import io
 import pathlib
+import struct
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dinov2_jax import errors
 from dinov2_jax.data import decode
+
+FAILURES = (
+    *(OSError, ValueError, LookupError, TypeError, SyntaxError, ArithmeticError),
+    *(struct.error, Image.DecompressionBombError),
+)
+"""What Pillow raises of a header."""
 
 
 class Pair(NamedTuple):
@@ -43,7 +50,7 @@ def header_size(file: pathlib.Path | bytes) -> tuple[int, int]:
         opened = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(opened, formats=decode.FORMATS) as picture:
             return picture.height, picture.width
-    except UnidentifiedImageError:  # the decoder tells what it is
+    except FAILURES:  # the decoder tells what it is
         data = file if isinstance(file, bytes) else file.read_bytes()
         return decode.decode(data).shape[:2]
 

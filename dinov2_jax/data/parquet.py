@@ -12,7 +12,7 @@ from dinov2_jax import errors, escaping
 from dinov2_jax.data import columns as choice
 from dinov2_jax.data import containers, fingerprint, patterns, remote
 from dinov2_jax.data.faults import Faults, Refused
-from dinov2_jax.data.record import Record
+from dinov2_jax.data.record import CLASSES, Record
 from dinov2_jax.data.walk import say
 
 KEPT = 4  # decoded row groups that a process holds
@@ -112,6 +112,11 @@ class Parquet:
         first = np.flatnonzero(self._groups[:, 0] == self._groups[group, 0])[0]
         return f"{escaping.escaped(path)} row {int(index - self._starts[first])}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._paths)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "parquet", self._image, self._label, self.classes
@@ -141,6 +146,11 @@ class Parquet:
             for number in np.unique(self._groups[self._groups[:, 2] > 0, 0]).tolist():
                 texts |= set(self._distinct(number))
             names = {escaping.normalized(x) for x in texts if x}
+            if len(names) > CLASSES:
+                raise errors.InputError(
+                    f"{self._label!r} holds {len(names)} different texts; name a column "
+                    "of labels: parquet:FILES?label=COLUMN."
+                )
             self.classes, self._numbers = tuple(sorted(names)), [None] * len(kinds)
             return
         largest = [-1] * len(kinds)
@@ -150,11 +160,11 @@ class Parquet:
             kind = kinds[self._kinds[number]]
             low, high = _bounds(one, self._label) or self._range(number)
             names = kind.names(self._label)
-            top = len(names) if names else choice.CLASSES
+            top = len(names) if names else CLASSES
             for value in (low, high):
                 if not -1 <= value < top:
                     told = f"its names are {len(names)}: {patterns.named(list(names))}"
-                    least = f"numbers of classes are 0 to {choice.CLASSES - 1}"
+                    least = f"numbers of classes are 0 to {CLASSES - 1}"
                     raise errors.InputError(
                         f"{self._paths[number]} has label {value} in {self._label!r}, "
                         f"but {told if names else least}; mend the file, or name "
@@ -276,8 +286,7 @@ def _described(path: str, error: Exception) -> str:
     """What a file is that is no Parquet file, or else what its reader says."""
     if remote.is_remote(path):
         return _line(error)
-    with open(path, "rb") as file:
-        what = containers.described(file.read(512))
+    what = containers.of(path)
     cut = "it is cut short, or its end is damaged"
     return (
         cut if what == "a Parquet file" else f"it is {what}" if what else _line(error)
@@ -294,6 +303,6 @@ def _opened(path: str):
     from pyarrow import parquet
 
     if not remote.is_remote(path):
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(escaping.utf8(path, "Arrow"))
     system, inner = remote.opened(path)
     return parquet.ParquetFile(system.open(inner, "rb"))

@@ -75,9 +75,7 @@ def find(kind: str, pattern: str) -> tuple[list[str], list[str]]:
             repeated.append(path)
     notes = []
     if repeated:
-        notes.append(
-            f"{len(repeated)} files are named twice and read once: {named(repeated)}"
-        )
+        notes.append(f"named more than once, read once: {named(repeated)}")
     if complete:
         notes += _incomplete(once.values())
     return list(once.values()), notes
@@ -151,7 +149,7 @@ def _matches(kind: str, pattern: str) -> tuple[dict[str, object], bool]:
         return _identities(_chosen(kind, folder, _below(kind, folder))), True
     if os.path.lexists(pattern):
         return _identities([pattern]), False
-    return _identities(_globbed(pattern)), True
+    return _identities(_visible(kind, pattern, _globbed(pattern))), True
 
 
 def _globbed(pattern: str) -> list[str]:
@@ -159,6 +157,21 @@ def _globbed(pattern: str) -> list[str]:
     start = _literal(pattern)
     escaped = glob.escape(pattern[:start]) + pattern[start:]
     return glob.glob(escaped, recursive=True)
+
+
+def _visible(kind: str, pattern: str, paths: list[str]) -> list[str]:
+    """Paths without the hidden and service entries that a wildcard alone names."""
+    start = re.match(r"(?:[^*?[]*/)?", pattern)[0]
+    if walk.is_service(pattern.removeprefix(start)):
+        return paths  # asked for by name
+    ignored, visible = walk.Ignored(), []
+    for path in paths:
+        if walk.is_service(path.removeprefix(start)):
+            ignored.entry(walk.HIDDEN, path.removeprefix(start))
+        else:
+            visible.append(path)
+    walk.tell(f"{kind}:{pattern}", len(visible), ignored, "files")
+    return visible
 
 
 def _identities(paths: list[str]) -> dict[str, object]:
@@ -181,11 +194,12 @@ def _remote_matches(kind: str, url: str) -> tuple[dict[str, object], bool]:
         if system.isfile(path):
             return {url: url}, False
         if glob.has_magic(path):
-            paths = system.glob(path)
+            paths = _visible(kind, path, system.glob(path))
         elif system.isdir(path):
             folder = system.unstrip_protocol(path).rstrip("/")
             below = [system.unstrip_protocol(x) for x in system.find(path)]
             below = [x.removeprefix(f"{folder}/") for x in below]
+            below = _visible(kind, f"{folder}/*", below)
             return {x: x for x in _chosen(kind, folder, below)}, True
         else:
             paths = []
@@ -225,7 +239,7 @@ def _chosen(kind: str, folder: str, below: list[str]) -> list[str]:
             splits.setdefault(SAME.get(name, name), []).append(path)
     if len(splits) > 1:
         told = ", ".join(
-            f"{kind}:{folder}/{_of_split(files[0])} ({len(files)} files)"
+            f"{kind}:{folder}/{_of_split(files[0])} (files: {len(files)})"
             for files in splits.values()
         )
         raise errors.InputError(
@@ -255,8 +269,7 @@ def _incomplete(paths) -> Iterator[str]:
             names = [f"{head}{n:0{len(total)}}-of-{total}{tail}" for n in missing[:9]]
             names += [""] * (len(missing) - len(names))
             yield (
-                f"{len(missing)} of {int(total)} files are missing by the names of the "
-                f"others: {named(names)}"
+                f"{len(missing)} of {int(total)} numbered files are missing: {named(names)}"
             )
 
 
@@ -266,7 +279,7 @@ def _hint(kind: str, pattern: str) -> str:
         return ""
     globbed = _globbed(os.path.expanduser(pattern))
     if globbed and all(map(os.path.isdir, globbed)):
-        return f" It matches {len(globbed)} folders; name the files in them, or one."
+        return " It matches folders only; name one, or the files in them."
     if globbed:
         return f" What it matches is no regular file: {named(globbed)}."
     return ""

@@ -4,6 +4,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
+
 
 class Record(NamedTuple):
     """One image and its class."""

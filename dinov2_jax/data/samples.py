@@ -107,7 +107,7 @@ def _drop_repeated(shard: Shard, faults: Faults) -> None:
     repeated = np.ones(len(own), bool)
     repeated[rows] = False
     for row in np.flatnonzero(repeated & (shard.kind != OTHER_LINK)).tolist():
-        faults.add(f"{shard.name(row)} is there again further on, which is taken")
+        faults.add(f"{shard.name(row)} occurs again later; the later one is used")
     shard.kind[repeated] = DROPPED
 
 
@@ -146,7 +146,7 @@ def _follow(shard: Shard, locate: Locate, faults: Faults) -> None:
         elif what == IMAGE and target in located:
             kind[row], (start[row], shard.size[row]) = what, located[target]
         else:
-            faults.add(f"{shard.name(row)} is a link to what is not in the file")
+            faults.add(f"{shard.name(row)} links to a name that is not in the file")
 
 
 def _labels(shard: Shard, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +168,7 @@ def _labels(shard: Shard, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
         used[at[hit]] = True
         has_own[images] = hit
     for row in given[~used].tolist():
-        faults.add(f"{shard.name(row)} is the label of no image")
+        faults.add(f"{shard.name(row)} has no image of its name or key")
     return labels, has_own
 
 

@@ -6,12 +6,13 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 
-from dinov2_jax import errors
+from dinov2_jax import errors, escaping
 from dinov2_jax.data import containers, folder, headers, listing, remote, samples, walk
 from dinov2_jax.data.faults import Faults
+from dinov2_jax.data.record import CLASSES
 
 BLOCK = 4 << 20  # bytes that are read ahead of the headers of a remote file
-CLASSES = 1 << 22  # numbers that a label may have: each is a name in memory
+LINKS = "links to other files"
 
 
 @dataclasses.dataclass
@@ -34,34 +35,39 @@ def members(scan: Scan) -> Iterator[listing.Entry]:
     """Images, labels and links of tar files, with `samples.COLUMNS`."""
     rows = 0
     for number, shard in enumerate(scan.shards):
-        with _stream(shard) as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(0)
-            wrong = _wrong(stream.read(512))
-            if wrong:
-                scan.refused.append(f"{shard} {wrong}")
-                continue
-            stream.seek(0)
-            read, member, end, images = headers.Headers(shard, stream), None, 0, 0
-            while (after := read.next()) is not None:
-                read.members.clear()  # or it keeps them all
-                member = after
-                stored = read.offset - member.offset_data  # with its padding
-                end = member.offset_data + min(member.size, stored)
-                if end > size:
-                    break
-                row = _row(read, member, number, scan)
-                if row is not None:
-                    kind = row[1][0]
-                    images += kind in (samples.IMAGE, samples.IMAGE + samples.LINK)
-                    rows += 1
-                    yield row
+        try:
+            for row in _rows(shard, number, scan):
+                rows += 1
+                yield row
+        except OSError as error:
+            scan.refused.append(f"{shard} cannot be read: {error.strerror or error}")
         scan.stops.append(rows)
-        wrong = _cut(read, member, end, size)
+
+
+def _rows(shard: str, number: int, scan: Scan) -> Iterator[listing.Entry]:
+    """`members` of one file. Raises: OSError if it cannot be read."""
+    with _stream(shard) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        wrong = _wrong(stream.read(headers.BLOCK))
         if wrong:
             scan.refused.append(f"{shard} {wrong}")
-        else:
-            _judge(shard, read, images, scan.faults)
+            return
+        stream.seek(0)
+        read, last, end, images = headers.Headers(shard, stream), None, 0, 0
+        while end <= size and (member := read.next()) is not None:
+            read.members.clear()  # or it keeps them all
+            stored = read.offset - member.offset_data  # with its padding
+            last, end = member, member.offset_data + min(member.size, stored)
+            row = _row(read, member, number, scan) if end <= size else None
+            if row is not None:
+                images += row[1][0] in (samples.IMAGE, samples.IMAGE + samples.LINK)
+                yield row
+    wrong = _cut(read, last, end, size)
+    if wrong:
+        scan.refused.append(f"{shard} {wrong}")
+    else:
+        _judge(shard, read, images, scan.faults)
 
 
 def _wrong(head: bytes) -> str | None:
@@ -82,7 +88,8 @@ def _cut(members: headers.Headers, last, end: int, size: int) -> str | None:
         size: of the file, bytes.
     """
     if end > size:
-        return f"is cut short: {last.name} ends at byte {end}, but the file has {size}"
+        name = escaping.escaped(last.name)
+        return f"is cut short: {name} ends at byte {end}, but the file has {size}"
     if last is None and members.damage:
         return "cannot be read as an uncompressed tar file: it has no valid header"
     whole = size // headers.BLOCK * headers.BLOCK
@@ -94,13 +101,13 @@ def _cut(members: headers.Headers, last, end: int, size: int) -> str | None:
 def _judge(shard: str, members: headers.Headers, images: int, faults: Faults) -> None:
     """Keep what is wrong with a file as a whole."""
     for start, stop in members.damage:
-        rest = "to its end" if stop is None else f"to byte {stop}, where one is valid"
+        rest = "the end" if stop is None else f"byte {stop}"
         faults.add(
-            f"{shard} has no valid header at byte {start}; what stands from there "
-            f"{rest} is left out"
+            f"{shard} has no valid header at byte {start}; all from there to {rest} is "
+            "left out"
         )
     if not (members.ended or members.damage):
-        faults.add(f"{shard} has no mark of its end; it may be cut short")
+        faults.add(f"{shard} has no end-of-archive marker; it may be cut short")
     if not images:
         faults.add(f"{shard} has no image")
 
@@ -118,10 +125,11 @@ def _row(
     name, scope = _name(member.name), b"%d %d " % (shard, members.archive)
     if name.lower().endswith(b".cls") and not walk.is_service(name):
         kind, scan.labelled = samples.LABEL, True
-    elif folder.is_image(name, scan.ignored):
+    elif folder.is_image(name, walk.Ignored() if link else scan.ignored):
         kind = samples.IMAGE
     elif link:
         kind = samples.OTHER_LINK
+        scan.ignored.entry(LINKS, name)
     else:
         return None
     own, stem, key = samples.names(name, scope)
@@ -132,7 +140,7 @@ def _row(
         start, size = member.offset_data, _label(members, member)
     elif member.issparse():
         scan.faults.add(
-            f"{members.name}: {member.name} is stored with holes; pack it anew"
+            f"{members.name}: {escaping.escaped(member.name)} is stored as a sparse file; pack it without holes"
         )
         return None
     else:
@@ -183,7 +191,7 @@ def _label(members: headers.Headers, member: tarfile.TarInfo) -> int:
     text = members.fileobj.read(min(member.size, 32)).decode(errors="replace").strip()
     if not text.isdecimal() or int(text) >= CLASSES:
         raise errors.InputError(
-            f"{member.name} in {members.name} holds {text!r}; a .cls file holds the "
+            f"{escaping.escaped(member.name)} in {members.name} holds {text!r}; a .cls file holds the "
             f"number of a class, 0 to {CLASSES - 1}."
         )
     return int(text)

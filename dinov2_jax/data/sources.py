@@ -1,8 +1,10 @@
 """Opening the images that a spec names, one source or several by weight."""
 
+import collections
 import difflib
 import os
 import re
+import tempfile
 import unicodedata
 from collections.abc import Iterator
 
@@ -32,7 +34,7 @@ TFDS = re.compile(r"([^:@]+(?::\d+\.\d+\.\d+)?)(?::([^@]+))?(?:@(.+))?")
 class Mixture:
     """Several sources as one; their records are numbered one source after the other.
 
-    Labels are kept where all sources name the same classes, in whatever order, else
+    Labels are kept where one source names the classes of all, in whatever order, else
     they are -1.
     """
 
@@ -51,20 +53,24 @@ class Mixture:
             raise errors.InputError(f"{weights=} must all be positive.")
         self.sources, self.weights = tuple(sources), tuple(weights)
         self.starts = np.cumsum([0, *map(len, sources)])
-        self.classes = sources[0].classes
-        names = [
-            [unicodedata.normalize("NFC", name) for name in source.classes]
-            for source in sources
-        ]
-        if any(set(some) != set(names[0]) for some in names):
+        self.classes = max((source.classes for source in sources), key=len)
+        names, *each = (
+            [unicodedata.normalize("NFC", name) for name in classes]
+            for classes in (self.classes, *(source.classes for source in sources))
+        )
+        if not all({*some} <= {*names} for some in each):
+            say(f"{len(sources)} sources of different classes are mixed without labels")
             self.classes = ()
-            if all(source.classes for source in sources):
-                say(
-                    f"{len(sources)} sources that name different classes are mixed "
-                    "without labels"
-                )
-        places = {name: number for number, name in enumerate(names[0])}
-        self._labels = [[places.get(name, -1) for name in some] for some in names]
+        elif not all(source.classes for source in sources):
+            self.classes = ()
+        files = collections.Counter(
+            path for source in sources for path in set(getattr(source, "files", ()))
+        )
+        twice = [path for path, count in files.items() if count > 1]
+        if twice:
+            say(f"files in several sources of a mixture: {patterns.named(twice)}")
+        places = {name: number for number, name in enumerate(names)}
+        self._labels = [[places.get(name, -1) for name in some] for some in each]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -170,9 +176,27 @@ def open_source(
         raise errors.InputError(
             f"{spec!r} names no source; give one such as folder:PATH."
         )
-    opened = tuple(_open(part, cache_dir) for part, _ in parts)
+    opened = tuple(_readable(part, cache_dir) for part, _ in parts)
     weights = tuple(weight for _, weight in parts)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)
+
+
+def _readable(spec: str, cache_dir) -> Source:
+    """The source of one spec, or one line if the system refuses one of its files."""
+    try:
+        return _open(spec, cache_dir)
+    except OSError as error:
+        if error.errno in errors.FULL:
+            raise errors.FileError(
+                f"{spec}: {error.strerror} for the list of its files, in "
+                f"{cache_dir or tempfile.gettempdir()}; free some space there."
+            ) from error
+        if isinstance(error, errors.Error) or not error.filename:
+            raise
+        raise errors.FileError(
+            f"{spec}: {error.strerror} at {error.filename}; check the path and its "
+            "permissions."
+        ) from error
 
 
 def split(spec: str) -> list[tuple[str, float]]:

@@ -91,6 +91,11 @@ class Tar:
         """[n] int32 of all records, -1 where there is none."""
         return self._files.labels
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it reads."""
+        return tuple(self._shards)
+
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads: the shards, and where each image lies in them."""
         yield "tar", self.classes

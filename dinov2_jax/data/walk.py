@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import logging
+import operator
 import os
 import stat
 import sys
@@ -178,18 +179,20 @@ class Walk:
         folder = os.path.join(self.root, path) if path else self.root
         try:
             with os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                # Of a plain file the name alone is held: there may be a million.
+                found = [(x.name, None if _is_plain(x) else x) for x in entries]
         except OSError:
             self.ignored.entry(UNREADABLE, path)
             return []
         self.walked.append(folder)
+        found.sort(key=operator.itemgetter(0))
         real, kept = os.path.realpath(folder), []
-        for entry in found:
-            kind = self._kind(entry, real)
+        for name, entry in found:
+            kind = False if entry is None else self._kind(entry, real)
             if isinstance(kind, bool):
-                kept.append((entry.name, kind))
+                kept.append((name, kind))
             else:
-                self.ignored.entry(kind, os.path.join(path, entry.name))
+                self.ignored.entry(kind, os.path.join(path, name))
         return kept
 
     def _kind(self, entry: os.DirEntry, folder: bytes) -> bool | str:
@@ -197,10 +200,7 @@ class Walk:
         if is_service(entry.name):
             return HIDDEN
         try:
-            link = entry.is_symlink()
-            if not link and entry.is_file(follow_symlinks=False):
-                return False
-            status = os.stat(entry.path)
+            link, status = entry.is_symlink(), os.stat(entry.path)
         except OSError as error:
             broken = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
             return BROKEN if broken else UNREADABLE
@@ -222,6 +222,14 @@ class Walk:
         return _within(target, self._real) and not is_service(
             os.path.relpath(target, self._real)
         )
+
+
+def _is_plain(entry: os.DirEntry) -> bool:
+    """Whether an entry is a visible regular file, and no link to one."""
+    try:
+        return entry.is_file(follow_symlinks=False) and not is_service(entry.name)
+    except OSError:
+        return False  # looked into later
 
 
 def _within(path: bytes, folder: bytes) -> bool:

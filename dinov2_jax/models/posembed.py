@@ -52,51 +52,57 @@ def resize_weights(n_in: int, n_out: int, antialias: bool, offset: float) -> np.
         n_out: length wanted.
         antialias: PyTorch's antialiased kernel, else its plain one; they differ also
             when enlarging.
-        offset: added to `n_out` in the scale that PyTorch is given; 0 gives the size
-            itself.
+        offset: added to `n_out` in the scale that PyTorch is given, in [0, 1); with 0
+            it is given the size itself, and nothing is rounded.
     Returns: [n_out n_in] float64.
     Raises: ValueError if the scale with its offset does not yield `n_out` samples.
     """
-    scale = (n_out + offset) / n_in
-    if math.floor(n_in * scale) != n_out:
+    if offset and math.floor(n_in * ((n_out + offset) / n_in)) != n_out:
         raise errors.InputError(
-            f"Resizing {n_in} to {n_out} with offset {offset} yields "
-            f"{math.floor(n_in * scale)} positions; use an offset in [0, 1)."
+            f"Resizing {n_in} to {n_out} positions with offset {offset} yields another "
+            "number; use an offset in [0, 1), such as the released 0 and 0.1."
         )
+    if antialias and n_in == n_out:
+        return np.eye(n_in)  # its antialiased kernel passes over such an axis
     weights = _antialias_weights if antialias else _plain_weights
     return weights(n_in / (n_out + offset), n_in, n_out)
 
 
 def resize(
-    table: jax.Array, grid: tuple[int, int], antialias: bool, offset: float
+    table: jax.Array,
+    grid: tuple[int, int],
+    antialias: bool,
+    offset: float,
+    source: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """Position embedding of a `grid` of patches from the table of a square one.
+    """Position embedding of a `grid` of patches from the table of another.
 
     Args:
-        table: [1 1+M*M D] cls entry, then the square grid row by row.
+        table: [1 1+M*M D] cls entry, then the table's grid row by row.
         grid: rows and columns of patches wanted.
         antialias: see `resize_weights`.
         offset: see `resize_weights`; 0.1 in the released models without registers.
+        source: rows and columns of the table's own grid; None for a square one.
     Returns: [1 1+rows*columns D] float32; the table itself if it is of that grid.
-    Raises: ValueError if the table holds no square grid.
+    Raises: ValueError if the table is of another grid than `source`, or of no square.
     Source: the reference's `interpolate_pos_encoding`.
     """
-    side = math.isqrt(table.shape[1] - 1)
-    if side * side != table.shape[1] - 1:
+    source = (math.isqrt(table.shape[1] - 1),) * 2 if source is None else tuple(source)
+    if math.prod(source) != table.shape[1] - 1:
         raise errors.InputError(
-            f"A position table of {table.shape[1]} entries is no cls entry plus a "
-            "square grid; it needs 1 + M*M entries."
+            f"A position table of {table.shape[1]} entries is not a cls entry plus a "
+            f"grid of {source[0]}x{source[1]}; a square grid needs 1 + M*M entries."
         )
     table = table.astype(jnp.float32)
-    if tuple(grid) == (side, side):
+    if tuple(grid) == source:
         return table
     rows, columns = (
-        jnp.asarray(resize_weights(side, n, antialias, offset), jnp.float32)
-        for n in grid
+        jnp.asarray(resize_weights(m, n, antialias, offset), jnp.float32)
+        for m, n in zip(source, grid)
     )
-    square = table[0, 1:].reshape(side, side, -1)
+    given = table[0, 1:].reshape(*source, -1)
     resized = jnp.einsum(
-        "hm,wn,mnd->hwd", rows, columns, square, precision=jax.lax.Precision.HIGHEST
+        "hm,wn,mnd->hwd", rows, columns, given, precision=jax.lax.Precision.HIGHEST
     )
     patches = resized.reshape(1, -1, table.shape[-1])
     return jnp.concatenate([table[:, :1], patches], axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from dinov2_jax import errors
-from dinov2_jax.models import layers, posembed
+from dinov2_jax.models import inputs, layers, posembed
 
 VARIANTS = {
     "Ti": {"width": 192, "depth": 12, "heads": 3},
@@ -70,8 +70,8 @@ def _uniform(bound: float) -> Callable:
 class ViT(nn.Module):
     """DINOv2's backbone; parameters of all blocks are stacked along a layer axis.
 
-    Fields: `image_size` side in pixels of the square position table; `mlp_ratio`
-    hidden width over width; `layerscale` initial value, None for no LayerScale;
+    Fields: `image_size` pixels of the position table, its side or (rows, columns);
+    `mlp_ratio` hidden width over width; `layerscale` initial value, None for no LayerScale;
     `antialias` and `offset` of the position resize; `drop_path` rate, the same for all
     blocks or, with `uniform_drop` off, growing linearly from 0; `remat` one of
     POLICIES; `unroll` blocks per scan iteration; `gather` makes stored weights those
@@ -84,7 +84,7 @@ class ViT(nn.Module):
     depth: int
     heads: int
     patch_size: int = 14
-    image_size: int = 518
+    image_size: int | tuple[int, int] = 518
     in_channels: int = 3
     registers: int = 0
     ffn: str = "mlp"
@@ -107,9 +107,10 @@ class ViT(nn.Module):
         """Refuse sizes that do not divide, by name, before anything is traced."""
         super().__post_init__()
         for whole, part in (("width", "heads"), ("image_size", "patch_size")):
-            if getattr(self, whole) % getattr(self, part):
+            sizes = np.atleast_1d(getattr(self, whole))
+            if (sizes % getattr(self, part)).any():
                 raise errors.InputError(
-                    f"{whole}={getattr(self, whole)} is no multiple of "
+                    f"{whole}={getattr(self, whole)} is not a multiple of "
                     f"{part}={getattr(self, part)}; change one of them."
                 )
         choices = {
@@ -123,6 +124,12 @@ class ViT(nn.Module):
                     f"{field}={getattr(self, field)!r} is unknown; "
                     f"choose one of {', '.join(known)}."
                 )
+
+    @property
+    def table_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of the position table."""
+        rows, columns = np.broadcast_to(self.image_size, 2) // self.patch_size
+        return int(rows), int(columns)
 
     @nn.compact
     def views(
@@ -144,22 +151,23 @@ class ViT(nn.Module):
             train: draw stochastic depth from the rng stream `drop_path`.
             tap: block numbers whose outputs are wanted too.
         Returns: one Features a stack; and for each tapped block one list of them.
-        Raises: ValueError if an image is no multiple of the patch, or groups do not
-            divide B.
+        Raises: ValueError if images are not as `inputs.check` needs them, or groups
+            do not divide B.
         Differs: the reference runs a custom attention kernel over the packed tokens;
             here linear layers are packed and attention runs per resolution.
         """
-        images = stacks[0].shape[0]
-        groups = images if groups is None else groups
-        if images % groups:
+        for stack in stacks:
+            inputs.check(stack, "B V H W C", self.patch_size, self.in_channels)
+        batch = stacks[0].shape[0]
+        groups = batch if groups is None else groups
+        if batch % groups:
             raise errors.InputError(
-                f"A batch of {images} does not divide into {groups} groups."
+                f"A batch of {batch} does not divide into {groups} groups."
             )
         masks = [None] * len(stacks) if masks is None else masks
         embedded = self._embed(stacks, masks)
         layout = tuple(
-            (images // groups * s.shape[1], t.shape[2])
-            for s, t in zip(stacks, embedded)
+            (batch // groups * s.shape[1], t.shape[2]) for s, t in zip(stacks, embedded)
         )
         drop = self.drop_path if train else 0.0
         grouped = [t.reshape(groups, -1, *t.shape[2:]) for t in embedded]
@@ -216,10 +224,10 @@ class ViT(nn.Module):
         self, stacks: Sequence[jax.Array], masks: Sequence[jax.Array | None]
     ) -> list[jax.Array]:
         """Tokens [B V T D] of each stack: cls, registers, patches."""
-        p, d, side = self.patch_size, self.width, self.image_size // self.patch_size
+        p, d, own = self.patch_size, self.width, self.table_grid
         normal = nn.initializers.normal
         cls = self.param("cls_token", normal(1e-6), (1, 1, d))
-        table = self.param("pos_embed", normal(0.02), (1, 1 + side * side, d))
+        table = self.param("pos_embed", normal(0.02), (1, 1 + own[0] * own[1], d))
         mask_token = self.param("mask_token", nn.initializers.zeros, (1, d))
         registers = jnp.zeros((1, 0, d))
         if self.registers:
@@ -239,13 +247,13 @@ class ViT(nn.Module):
         )
         tokens = []
         for x, mask in zip(stacks, masks):
-            rows, columns = self._grid(x)
-            patches = project(self._cut(x, rows, columns))  # [B V N D]
+            rows, columns = (n // p for n in x.shape[-3:-1])
+            patches = project(inputs.patches(x, p))  # [B V N D]
             if mask is not None:
                 token = mask_token.astype(patches.dtype)
                 patches = jnp.where(mask[..., None], token, patches)
             position = posembed.resize(
-                table, (rows, columns), self.antialias, self.offset
+                table, (rows, columns), self.antialias, self.offset, own
             )
             lead = x.shape[:2]
             first = jnp.broadcast_to(cls + position[:, :1], (*lead, 1, d))
@@ -254,26 +262,6 @@ class ViT(nn.Module):
             parts = [first.astype(self.dtype), extra.astype(self.dtype), patches]
             tokens.append(jnp.concatenate(parts, axis=2))
         return tokens
-
-    def _grid(self, x: jax.Array) -> tuple[int, int]:
-        """Rows and columns of patches of images [B V H W C]."""
-        *_, height, width, channels = x.shape
-        if height % self.patch_size or width % self.patch_size:
-            raise errors.InputError(
-                f"Images of {height}x{width} pixels are no multiple of the patch size "
-                f"{self.patch_size}; resize or crop them to one."
-            )
-        if channels != self.in_channels:
-            raise errors.InputError(
-                f"Images have {channels} channels, the model takes {self.in_channels}."
-            )
-        return height // self.patch_size, width // self.patch_size
-
-    def _cut(self, x: jax.Array, rows: int, columns: int) -> jax.Array:
-        """[B V H W C] -> flattened patches [B V N p*p*C], a patch as (y, x, channel)."""
-        p = self.patch_size
-        x = x.reshape(*x.shape[:2], rows, p, columns, p, x.shape[-1])
-        return x.swapaxes(3, 4).reshape(*x.shape[:2], rows * columns, -1)
 
     def _split(self, prenorm: jax.Array, normed: jax.Array) -> Features:
         """Slice [B V T D] tokens into cls, registers and patches."""
@@ -289,7 +277,9 @@ class ViT(nn.Module):
             images: [B H W C] float, normalised; H and W multiples of the patch size.
             masks: [B N] bool, True where the mask token stands in.
         Returns: Features without the V axis: cls [B D], patches [B N D], ...
+        Raises: ValueError if images are not as `inputs.check` needs them.
         """
+        inputs.check(images, "B H W C", self.patch_size, self.in_channels)
         masks = None if masks is None else [masks[:, None]]
         found, _ = self.views([images[:, None]], masks)
         return jax.tree.map(lambda a: a[:, 0], found[0])
@@ -310,13 +300,15 @@ class ViT(nn.Module):
         """
         if isinstance(blocks, int):
             blocks = range(self.depth - blocks, self.depth)
-        wanted = sorted(set(blocks))
-        if not wanted or wanted[0] < 0 or wanted[-1] >= self.depth:
+        numbers = sorted(set(blocks))
+        if not numbers or numbers[0] < 0 or numbers[-1] >= self.depth:
+            odd = [n for n in numbers if not 0 <= n < self.depth]
             raise errors.InputError(
-                f"Blocks {list(blocks)} are asked for; the model has blocks 0 to "
-                f"{self.depth - 1}."
+                f"Of {len(numbers)} blocks asked for {len(odd)} do not exist; the model "
+                f"has {self.depth} blocks, 0 to {self.depth - 1}."
             )
-        _, taps = self.views([images[:, None]], tap=wanted)
+        inputs.check(images, "B H W C", self.patch_size, self.in_channels)
+        _, taps = self.views([images[:, None]], tap=numbers)
         found = [jax.tree.map(lambda a: a[:, 0], tap[0]) for tap in taps]
         if norm:
             return found

@@ -40,9 +40,12 @@ class Stop:
         """SIGTERM and SIGINT end the run after the step; a second one at once."""
 
         def handle(number, frame):
+            name = signal.Signals(number).name
             if self.signal:
+                line = f"\ndinov2-jax train: ended at once by a second {name}.\n"
+                os.write(2, line.encode())  # print may be what was interrupted
                 os._exit(128 + number)
-            self.signal = signal.Signals(number).name
+            self.signal = name
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle)
@@ -136,6 +139,10 @@ class Probe:
     every: int
     measure: Callable[[Any], Metrics]
 
+    def due(self, done: int, stop: int) -> bool:
+        """Whether it measures after `done` steps: every so many, first and last."""
+        return bool(self.every) and (done % self.every == 0 or done == stop)
+
 
 @dataclasses.dataclass
 class Meter:
@@ -186,6 +193,7 @@ def run(
     log_every: int = 10,
     save_every: int = 0,
     probes: Sequence[Probe] = (),
+    best: Callable[[Metrics], bool] = lambda metrics: False,
 ) -> tuple[Any, int, str]:
     """Train from step `start` to `stop` or until `ended` gives a reason.
 
@@ -208,15 +216,18 @@ def run(
             when a line is written or a checkpoint saved; no step waits for it.
         log_every, save_every: steps between; 0 only at the end.
         probes: measured at the start of a new run, every so many steps, at the end.
+        best: whether what the probes measured is the best so far, and to be saved.
     Returns: (state, steps done, reason or "" when it came to its end).
     Raises: NotFinite naming step and terms; the caller's checkpoints stay.
     """
     reason, tally = ended(start), guard.tally
-    if start == 0:
+    if start == 0 and not history.lines:
         found = measured(probes, state, 0, stop)
         if found:
             history.write(0, found)
             progress.show(0, summary(found))
+        if best(found):
+            save(0, state, found.get("knn/top1"))
     elif reason:
         return state, start, reason
     meter, counts = Meter(), [0, 0]
@@ -231,7 +242,7 @@ def run(
         reason, found = ended(done, terms), {}
         logging = done == stop or done % log_every == 0
         saving = done == stop or reason or (save_every and done % save_every == 0)
-        if logging or saving:
+        if logging or saving or any(probe.due(done, stop) for probe in probes):
             guard.finish(state)
             tally.add(*total(counts))
             counts = [0, 0]
@@ -239,11 +250,12 @@ def run(
             found = {name: float(x) for name, x in jax.device_get(terms).items()}
             found |= tally.read() | meter.read(images)
         pause = time.monotonic()
-        found |= measured(probes, state, done, stop)
+        measurements = measured(probes, state, done, stop)
+        found |= measurements
         if found:
             history.write(done, found)
             progress.show(done, summary(found))
-        if saving:
+        if best(measurements) or saving:
             save(done, state, found.get("knn/top1"))
         meter.began += time.monotonic() - pause
         progress.update(done)
@@ -253,10 +265,10 @@ def run(
 
 
 def measured(probes: Sequence[Probe], state: Any, done: int, stop: int) -> Metrics:
-    """What the probes that are due say: every so many steps, first and last."""
+    """What the probes that are due say."""
     found: Metrics = {}
     for probe in probes:
-        if probe.every and (done % probe.every == 0 or done == stop):
+        if probe.due(done, stop):
             found |= probe.measure(jax.block_until_ready(state))
     return found
 

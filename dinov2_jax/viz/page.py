@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from dinov2_jax.escaping import shown
+
 CSS = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1d2229;
   --soft: #5d6672; --line: #e2e6eb; --mark: #2f6db3; --good: #23764f; --warn: #8f5f00;
@@ -109,7 +111,7 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         value = json.dumps(value, default=str, ensure_ascii=False)
     # A path in a setting may hold what is not UTF-8.
-    return html.escape(value.encode(errors="backslashreplace").decode())
+    return html.escape("\n".join(map(shown, value.split("\n"))))
 
 
 def table(rows: Sequence[tuple[str, Any]]) -> str:

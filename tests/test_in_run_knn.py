@@ -12,7 +12,7 @@ import test_parquet
 import tiny
 from PIL import Image
 
-from dinov2_jax import errors
+from dinov2_jax import errors, sharding
 from dinov2_jax.cli import assemble, probes
 from dinov2_jax.data import sources
 
@@ -136,3 +136,17 @@ def test_a_mixture_knows_a_class_by_both_spellings(tmp_path):
     want = 8 * ["blå"] + 8 * ["green"] + 8 * ["red"]
     want += 8 * ["green"] + 8 * ["red"] + 8 * ["blå"]
     assert names == want
+
+
+def test_of_whole_splits_features_alone_are_gathered(measured, tmp_path, monkeypatch):
+    gathered, whole = [], sharding.whole
+
+    def watched(x):
+        gathered.extend((leaf.ndim, len(leaf)) for leaf in jax.tree.leaves(x))
+        return whole(x)
+
+    monkeypatch.setattr(sharding, "whole", watched)
+    splits = [as_folder(tmp_path / name, list(COLORS)) for name in ("train", "val")]
+    assert "knn/raw_pixels_top1" in measured(*splits)
+    assert {rows for _, rows in gathered} == {64, 24}  # whole splits; the pictures
+    assert all(rank < 4 for rank, rows in gathered if rows == 64)

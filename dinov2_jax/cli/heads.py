@@ -22,7 +22,11 @@ SETTINGS = setting.Table(
     steps=Setting(
         12_500, "steps of the training; the paper's 10 x 1,250", setting.COUNT
     ),
-    train_batch=Setting(128, "images, or clips, of a step and a device", setting.COUNT),
+    train_batch=Setting(
+        1024,
+        "images, or clips, of a step, over all devices; the paper's 8 x 128",
+        setting.COUNT,
+    ),
     rates=Setting(
         linear.RATES, "learning rates at 256 images a step", setting.POSITIVE
     ),
@@ -36,7 +40,8 @@ FREE = ("batch_size", "workers", "threads", "save_every", "log_every", "val_ever
 """Settings that a training which goes on may change."""
 
 Batches = Callable[[int, int, Mesh], Iterator[tuple[jax.Array, jax.Array]]]
-"""(first step, batch, mesh) -> inputs [b F] and labels [b] of the steps from it on."""
+"""(first step, batch, mesh) -> inputs [b' F] and labels [b'] of the steps from it on, the
+batch and what fills it up, as of `put`."""
 
 
 def check(s, depth: int) -> None:
@@ -77,16 +82,15 @@ def trained(
         sharding.make_mesh(),
         linear.kinds(job.settings.blocks),
     )
-    batch = s.train_batch * mesh.size
-    rates = linear.scaled(s.rates, batch)
+    rates = linear.scaled(s.rates, s.train_batch)
     key = jax.random.key(s.seed)
     state = linear.start(key, kinds, width, len(classes), len(rates))
-    making = training.making(job, FREE) | {"batch": batch, "classes": list(classes)}
+    making = training.making(job, FREE) | {"classes": list(classes)}
     path = training.claim(job.out, making) / "state.msgpack"
     state, history = _restored(path, state)
     step = begin = int(state.step)
     shown = progress.Progress(begin, s.steps)
-    with contextlib.closing(batches(begin, batch, mesh)) as made:
+    with contextlib.closing(batches(begin, s.train_batch, mesh)) as made:
         for x, wanted in made:
             state, losses = linear.update(state, x, wanted, rates, kinds, s.steps)
             step += 1
@@ -112,9 +116,19 @@ def from_rows(rows: np.ndarray, labels: np.ndarray, seed: int, steps: int) -> Ba
             order = np.random.default_rng([seed, step // per]).permutation(len(rows))
             first = step % per * batch
             chosen = np.take(order, range(first, first + batch), mode="wrap")
-            yield sharding.put((rows[chosen], labels[chosen]), mesh)
+            yield put(rows[chosen], labels[chosen], mesh)
 
     return batches
+
+
+def put(
+    inputs: np.ndarray, labels: np.ndarray, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """A batch over all devices; where they do not divide it, labels of -1 fill it up."""
+    fill = -len(labels) % mesh.size
+    inputs = np.pad(inputs, [(0, fill)] + [(0, 0)] * (inputs.ndim - 1))
+    labels = np.pad(labels, (0, fill), constant_values=-1)
+    return sharding.put((inputs, labels), mesh)
 
 
 def chosen_of(right: dict[str, np.ndarray], s) -> tuple[tuple[str, int], dict]:

@@ -15,7 +15,7 @@ from dinov2_jax import __main__ as command
 from dinov2_jax import sharding
 from dinov2_jax.cli import depths, evaluate, feeding, frozen, train
 from dinov2_jax.convert import export, names
-from dinov2_jax.data import decode, labelled, pipeline, rules, sources
+from dinov2_jax.data import decode, dense, labelled, pipeline, rules, sources
 
 SIZE = {"resize": 32, "crop": 32, "batch_size": 8}
 CORRUPT = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 100).convert("RGB")
@@ -82,6 +82,21 @@ def test_batches_of_labelled_views(floats):
     told = {"size": 16, "seed": 0, "batch_size": 8, "start": 0, "stop": 1}
     (found,) = labelled.train_batches(source, **told, rules=rules.of("0.25,0.75"))
     assert found.images.std() > 20 and not len(found.skipped)
+
+
+def test_photographs_with_maps(floats, tmp_path):
+    for path in floats.rglob("*.tif"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        ids = np.zeros((40, 48), np.uint8)
+        Image.fromarray(ids).save(
+            tmp_path / path.relative_to(floats).with_suffix(".png")
+        )
+    spec, told = f"pairs:{floats},{tmp_path}", rules.of("0.25,0.75")
+    found = dense.open_labels(spec, classes=1, rules=told)
+    for pair, expected in zip(found, scaled(floats), strict=True):
+        np.testing.assert_array_equal(pair.image[..., 0], expected)
+    with pytest.raises(ValueError, match=r"00.tif .* set data\.range=LOW,HIGH"):
+        dense.open_labels(spec, classes=1)[0]
 
 
 def test_batches_for_training(floats, tmp_path):

@@ -89,11 +89,28 @@ def samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> deep.Samples | None
     return found if isinstance(found, deep.Samples) else None
 
 
-def size_of(data: bytes) -> tuple[int, int]:
+def size_of(data: bytes, *, max_pixels: int | None = None) -> tuple[int, int]:
     """(height, width) by the header of an image.
 
-    Raises: DecodeError if it is none.
+    Args:
+        data: an encoded image in any of FORMATS.
+        max_pixels: as `decode`; None for any number.
+    Raises: DecodeError if it is none, or too large a one.
     """
+    try:
+        size = _declared(data)
+    # Pillow's readers raise nearly every kind of error on damaged bytes.
+    except Exception as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise _refusal(data) from error
+    if max_pixels is not None:
+        _limit(*size, max_pixels)
+    return size
+
+
+def _declared(data: bytes) -> tuple[int, int]:
+    """`size_of`, with Pillow's own errors."""
     try:
         return simplejpeg.decode_jpeg_header(data)[:2]
     except ValueError:

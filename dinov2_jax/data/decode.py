@@ -213,7 +213,8 @@ def _read(data: bytes, max_pixels: int, all_depths: bool) -> np.ndarray | deep.S
     deeper = header is not None and header.deep
     with _unlimited(size):
         # Pillow reads some bands of 8 bits, and logs it where they are more than 6.
-        certain = unknown and (deeper or header.samples > 6)
+        several = header is not None and (header.planes or header.samples > 6)
+        certain = unknown and (deeper or several)
         picture = None if certain else _opened(data)
         if unknown and picture is None:
             raise DecodeError(f"these {len(data)} bytes are {unknown}.", "unsupported")

@@ -152,3 +152,17 @@ def test_a_header_that_is_cut_off_gives_no_size(kind):
             assert decode.size_of(KINDS[kind][:length]) == (41, 53)
         except decode.DecodeError:
             pass
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "webp"])
+def test_a_header_of_zeros_is_called_damaged(kind):
+    data = bytearray(KINDS[kind])
+    if kind == "tiff":  # its directory stands behind the pixels
+        start = int.from_bytes(data[4:8], "little")
+        data[start:] = bytes(len(data) - start)
+    else:
+        place = {"png": 16, "webp": 26}[kind]
+        data[place : place + 4] = bytes(4)
+    with pytest.raises(decode.DecodeError, match="damaged") as caught:
+        decode.decode(bytes(data))
+    assert caught.value.reason == "damaged"

@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 
 import cv2
@@ -35,6 +36,8 @@ FORMATS = tuple(_ENDINGS)
 EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 """In lower case, of the files that can be decoded here."""
 Image.init()  # registers them; Image.open(formats=...) fails on what is not registered
+# Damage is told by DecodeError; Pillow would warn of some of it as well.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 RULES = Rules()
 """Those of the reference: full range, and gray where a JPEG's data is corrupt."""
@@ -276,14 +279,21 @@ def _refusal(data: bytes) -> DecodeError:
         return DecodeError(f"{start} {rare}.", "unsupported")
     # Files of HEIC and AVIF may begin alike.
     if formats and (formats[0] != "AVIF" or b"avi" in data[8:64]):
-        return DecodeError(f"{start} a {formats[0]} image that is damaged or cut off")
+        article = "an" if formats[0] == "AVIF" else "a"
+        return DecodeError(
+            f"{start} {article} {formats[0]} image that is damaged or cut off"
+        )
     what = signatures.what(data) or f"no image of {', '.join(FORMATS)}"
     return DecodeError(f"{start} {what}", "no image")
 
 
 def _limit(height: int, width: int, max_pixels: int) -> None:
     """Raises DecodeError for an image of more than `max_pixels`, or of none."""
-    if not 0 < height * width <= max_pixels:
+    if not height * width:
+        raise DecodeError(
+            f"the image is of {height} x {width} pixels, or its header is damaged."
+        )
+    if height * width > max_pixels:
         raise DecodeError(
             f"the image is {height} x {width} = {height * width} pixels; 1 to "
             f"{max_pixels=} are allowed.",

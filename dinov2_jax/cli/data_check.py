@@ -35,6 +35,9 @@ def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code, 1 if anything is wrong."""
     decoding.require(options)
     told = rules.of(options.range, options.damaged)
+    if options.out:
+        with errors.at(options.out, "--out"):
+            workdir.require_place(options.out)
     job = Check(None if options.no_decode else options.max_pixels, told)
     spec = data.spec(options.source)
     bad, records, reasons = [], 0, []

@@ -2,8 +2,8 @@
 
 Photographs and maps of the validation set are read whole, of the training set the maps
 and the headers of the photographs (the first whole; all if corrupt ones are refused), at
-most `check_limit` of them. So a file that cannot
-be used, or a setting that does not fit the files, costs no training.
+most `check_limit` of them. So a file that cannot be used, or a setting that does not fit
+the files, costs no training.
 """
 
 import contextlib

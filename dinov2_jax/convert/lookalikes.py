@@ -19,6 +19,11 @@ class Look:
 
 MODELS = (
     Look(
+        "LoRA adapters, beside a backbone or alone; save what merge_and_unload() of peft "
+        "returns",
+        (r"lora_[AB]\.|lora_(down|up)\.|lora_[ab]$",),
+    ),
+    Look(
         "one process's shards of an FSDP run; the same run's eval/*/"
         "teacher_checkpoint.pth is whole",
         (r"_?flat_param(_\d+)?$",),

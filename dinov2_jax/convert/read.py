@@ -21,6 +21,7 @@ from dinov2_jax.convert import (
     sidecar,
     sift,
     tables,
+    translate,
 )
 
 WHICH = sift.WHICH
@@ -95,19 +96,19 @@ def read_weights(
         raise errors.InputError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
         network, lines = sift.network(found, which, prefix)
-        sifted = sift.official(network, partial)
+        named = translate.official(network, partial)
         told_size = told.get("image_size")
-        shown = infer.architecture(sifted.backbone, told_size, image_size)
+        shown = infer.architecture(named.backbone, told_size, image_size)
         about = _joined(shown, told)
         about, guess = with_heads(about, told.get("heads"), heads)
-        require_finite(sifted.backbone, sifted.heads)
+        require_finite(named.backbone, named.heads)
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
-    kind = sifted.format
+    kind = named.format
     if kind == "official" and _is_safetensors(path):
         kind = "safetensors"
-    lines = (*lines, *sifted.lines)
-    return Weights(sifted.backbone, sifted.heads, about, kind, lines, guess)
+    lines = (*lines, *named.lines)
+    return Weights(named.backbone, named.heads, about, kind, lines, guess)
 
 
 def with_heads(about: dict, told: int | None, heads: int | None) -> tuple[dict, str]:

@@ -7,9 +7,12 @@ What timm's files hold otherwise:
   `pos_embed` loses that entry. The two summands cannot be told apart again: on the way
   back the sum is the cls token and its position is zero. Features stay the same to the
   bit, since only the sum ever enters the model.
+- A table that has entries for the registers too, as timm makes it without
+  `no_embed_class`, adds them to the registers on the way back.
 - `register_tokens` is called `reg_token`, and SwiGLU's `w12`, `w3` are `fc1`, `fc2`.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -39,7 +42,7 @@ def recognises(tensors: Mapping) -> bool:
     """Whether these are the names of a timm file: blocks, and no mask token."""
     return (
         "cls_token" in tensors
-        and "blocks.0.attn.qkv.weight" in tensors
+        and any(name.startswith("blocks.") for name in tensors)
         and not {"mask_token", "register_tokens"} & set(tensors)
     )
 
@@ -105,11 +108,30 @@ def to_official(
         "mask_token": np.zeros(cls.shape[1:], tensors.get("norm.weight", cls).dtype)
     }
     if {"reg_token", "pos_embed"} <= set(tensors):
-        patches = tensors["pos_embed"]
-        first = np.zeros(cls.shape, patches.dtype)
-        made["pos_embed"] = np.concatenate([first, patches], axis=1)
+        made |= _apart(tensors["pos_embed"], tensors["reg_token"], cls)
     there = (n for n in official if n in made or name(n) in tensors)
     return {n: made[n] if n in made else tensors[name(n)] for n in there} | rest
+
+
+def _apart(
+    table: np.ndarray, registers: np.ndarray, cls: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Official position table and registers of a model with registers.
+
+    The table is of a square grid alone; or of the cls token, the registers and one.
+    """
+    count, entries = registers.shape[1], table.shape[1]
+    rest = entries - 1 - count
+    bare = math.isqrt(entries) ** 2 == entries
+    if bare or rest < 1 or math.isqrt(rest) ** 2 != rest:
+        first = np.zeros(cls.shape, table.dtype)
+        return {"pos_embed": np.concatenate([first, table], axis=1)}
+    parts = registers, table[:, 1 : 1 + count]
+    return {
+        "pos_embed": np.delete(table, range(1, 1 + count), axis=1),
+        # In float32, as the model adds them; half precision would round the sum.
+        "register_tokens": sum(part.astype(np.float32) for part in parts),
+    }
 
 
 def resize() -> dict:

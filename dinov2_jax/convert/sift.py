@@ -70,10 +70,7 @@ class Network:
     @property
     def role(self) -> str | None:
         """`teacher` (an average of weights too), `student`, or None."""
-        place = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.label).lower()
-        return next(
-            (role for role, words in ROLES.items() if words.search(place)), None
-        )
+        return role(self.label)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -82,6 +79,12 @@ class Network:
         return {
             n[len(start) :]: v for n, v in self.group.items() if n.startswith(start)
         }
+
+
+def role(label: str) -> str | None:
+    """The network that a place of tensors is called after; see `Network`."""
+    place = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", label).lower()
+    return next((role for role, words in ROLES.items() if words.search(place)), None)
 
 
 def network(
@@ -101,10 +104,12 @@ def network(
     Returns: the network, and lines on what was chosen.
     Raises: ValueError that says what it looks like.
     """
-    groups = list(_groups(found))
-    networks = [network for path, group in groups for network in _networks(path, group)]
+    mappings = list(groups(found))
+    networks = [
+        network for path, group in mappings for network in _networks(path, group)
+    ]
     if not networks:
-        raise errors.InputError(_unknown(found, groups))
+        raise errors.InputError(_unknown(found, mappings))
     # Beside a backbone of ours another model's encoder does not count.
     networks = [n for n in networks if not lookalikes.model(n.tensors)] or networks
     chosen = _chosen(_under(networks, prefix), which, prefix is not None)
@@ -141,7 +146,7 @@ def _chosen(fitting: list[Network], which: str, named: bool) -> Network:
     return asked[0]
 
 
-def _groups(found: object) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray]]]:
+def groups(found: object) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray]]]:
     """(keys, tensors by name) of every mapping in a file that holds tensors.
 
     Lists count as mappings of their indices: a state dict may stand in one.
@@ -224,15 +229,15 @@ def _module(name: str) -> str:
     return f"{first}.*" if dot else name
 
 
-def _unknown(found: object, groups: list) -> str:
+def _unknown(found: object, mappings: list) -> str:
     """The error of a file without a backbone."""
-    tensors = {name: value for _, group in groups for name, value in group.items()}
+    tensors = {name: value for _, group in mappings for name, value in group.items()}
     keys = [str(key) for key in found] if isinstance(found, Mapping) else []
     kind = lookalikes.anything([*tensors, *keys, *(f"{key}." for key in keys)])
     if kind:
         return f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
     if not tensors:
-        return f"It holds no tensors by name. {NEEDED}."
+        return f"It holds no weights by name: it is a {type(found).__name__}. {NEEDED}."
     return (
         f"It holds {len(tensors)} tensors of no format that is known, the first being "
         f"{tables.some(tensors, 3)}. {NEEDED}."

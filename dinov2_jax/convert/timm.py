@@ -13,12 +13,13 @@ What timm's files hold otherwise:
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.convert import tables
+from dinov2_jax.convert import infer, tables
 from dinov2_jax.models import layers, vit
 
 RENAMED = {
@@ -76,13 +77,16 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_official(
-    tensors: Mapping[str, np.ndarray], partial: bool = False
+    tensors: Mapping[str, np.ndarray],
+    partial: bool = False,
+    sizes: Collection[object] = (),
 ) -> dict[str, np.ndarray]:
     """Official state dict from the tensors of a timm file.
 
     Args:
         tensors: timm's names.
         partial: take what there is, and keep what is unexpected under its own name.
+        sizes: see `positions_of_registers`.
     Returns: official names, blocks unchunked, with a mask token of zeros; with
         registers the cls token's position is zero (see above).
     Raises: ValueError that lists missing and unexpected names.
@@ -108,29 +112,65 @@ def to_official(
         "mask_token": np.zeros(cls.shape[1:], tensors.get("norm.weight", cls).dtype)
     }
     if {"reg_token", "pos_embed"} <= set(tensors):
-        made |= _apart(tensors["pos_embed"], tensors["reg_token"], cls)
+        if positions_of_registers(tensors, sizes):
+            made |= _moved(tensors["pos_embed"], tensors["reg_token"])
+        else:
+            first = np.zeros(cls.shape, tensors["pos_embed"].dtype)
+            made["pos_embed"] = np.concatenate([first, tensors["pos_embed"]], axis=1)
     there = (n for n in official if n in made or name(n) in tensors)
     return {n: made[n] if n in made else tensors[name(n)] for n in there} | rest
 
 
-def _apart(
-    table: np.ndarray, registers: np.ndarray, cls: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Official position table and registers of a model with registers.
+def positions_of_registers(
+    tensors: Mapping[str, np.ndarray], sizes: Collection[object] = ()
+) -> bool:
+    """Whether the position table has entries for the cls token and the registers, too.
 
-    The table is of a square grid alone; or of the cls token, the registers and one.
+    Args:
+        tensors: timm's names.
+        sizes: pixels of the table, as far as they are told; else it is one that is no
+            square, but is without these entries.
     """
-    count, entries = registers.shape[1], table.shape[1]
-    rest = entries - 1 - count
-    bare = math.isqrt(entries) ** 2 == entries
-    if bare or rest < 1 or math.isqrt(rest) ** 2 != rest:
-        first = np.zeros(cls.shape, table.dtype)
-        return {"pos_embed": np.concatenate([first, table], axis=1)}
-    parts = registers, table[:, 1 : 1 + count]
-    return {
-        "pos_embed": np.delete(table, range(1, 1 + count), axis=1),
-        # In float32, as the model adds them; half precision would round the sum.
-        "register_tokens": sum(part.astype(np.float32) for part in parts),
+    needed = ("pos_embed", "reg_token", "patch_embed.proj.weight")
+    shapes = [np.shape(tensors.get(name, ())) for name in needed]
+    if [len(shape) for shape in shapes] != [3, 3, 4]:
+        return False
+    entries, patch = shapes[0][1], shapes[2][-1]
+    rest = entries - 1 - shapes[1][1]
+    told = {math.prod(infer.patches(size, patch)) for size in sizes} - {0}
+    if told & {entries, rest}:
+        return entries not in told
+    return rest > 0 and not _square(entries) and _square(rest)
+
+
+def _square(number: int) -> bool:
+    """Whether a number is the square of another."""
+    return math.isqrt(number) ** 2 == number
+
+
+def _moved(table: np.ndarray, registers: np.ndarray) -> dict[str, np.ndarray]:
+    """Official position table and registers, which take their positions' entries."""
+    own = slice(1, 1 + registers.shape[1])
+    # In float32, as the model adds them; half precision would round the sum.
+    parts = [part.astype(np.float32) for part in (registers, table[:, own])]
+    return {"pos_embed": np.delete(table, own, axis=1), "register_tokens": sum(parts)}
+
+
+def about(config: Mapping) -> dict:
+    """What the `config.json` of a timm folder tells of a model beside its tensors.
+
+    Returns: arguments of `ViT`: heads and image_size, where it tells them.
+    """
+    found, given = {}, dict(config.get("model_args") or {})
+    name = str(config.get("architecture"))
+    for letter, size in NAMES.items():
+        released = vit.VARIANTS[letter]
+        same = config.get("num_features") == released["width"]
+        if same and re.match(rf"vit_{size}_patch\d+_.*dinov2", name):
+            found["heads"] = released["heads"]
+    renamed = {"num_heads": "heads", "img_size": "image_size"}
+    return found | {
+        ours: given[name] for name, ours in renamed.items() if name in given
     }
 
 

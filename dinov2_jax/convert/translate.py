@@ -1,7 +1,7 @@
 """A network of a file under official names, whatever the file calls its parts."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -22,12 +22,15 @@ class Official:
     lines: list[str]  # what was read otherwise than it stands in the file
 
 
-def official(network: sift.Network, partial: bool = False) -> Official:
+def official(
+    network: sift.Network, partial: bool = False, sizes: Collection[object] = ()
+) -> Official:
     """The backbone of a network under official names, and its heads.
 
     Args:
         network: of `sift.network`.
         partial: take what there is; else a tensor too few or too many is an error.
+        sizes: pixels of the position table, as the file or the caller tells them.
     Raises: ValueError that says what else it looks like.
     """
     tensors = {n: v for n, v in network.tensors.items() if not sift.BESIDE.match(n)}
@@ -42,7 +45,11 @@ def official(network: sift.Network, partial: bool = False) -> Official:
     if huggingface.recognises(tensors):
         found, label = huggingface.to_official(tensors, partial), "huggingface"
     elif timm.recognises(tensors):
-        found, label = timm.to_official(tensors, partial), "timm"
+        found, label = timm.to_official(tensors, partial, sizes), "timm"
+        if timm.positions_of_registers(tensors, sizes):
+            lines.append(
+                "its first positions are taken for those of the cls token and registers"
+            )
     else:
         found = names.unchunked(tensors)
         label = "training" if heads or network.role else "official"

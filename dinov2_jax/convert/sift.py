@@ -220,7 +220,8 @@ def _left_out(chosen: Network, others: list[Network]) -> str:
         return ""
     counts = collections.Counter(_module(name) for name in rest)
     listed = [f"{name} ({n})" if n > 1 else name for name, n in counts.items()]
-    return f"left out {len(rest)} tensors beside the backbone: {tables.some(listed)}"
+    number = "1 tensor" if len(rest) == 1 else f"{len(rest)} tensors"
+    return f"left out {number} beside the backbone: {tables.some(listed)}"
 
 
 def _module(name: str) -> str:
@@ -238,7 +239,4 @@ def _unknown(found: object, mappings: list) -> str:
         return f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
     if not tensors:
         return f"It holds no weights by name: it is a {type(found).__name__}. {NEEDED}."
-    return (
-        f"It holds {len(tensors)} tensors of no format that is known, the first being "
-        f"{tables.some(tensors, 3)}. {NEEDED}."
-    )
+    return f"Its tensors are of no format that is known: {tables.some(tensors, 3)}. {NEEDED}."

@@ -215,7 +215,7 @@ class _Machine:
             raise inert.UnsafeFile(
                 f"its pickle names {inert.short(text)}, which is not among the names of "
                 "tensors and plain values; nothing was run. If you trust the file, "
-                "load it in PyTorch and save its state dict alone, dense and in float32."
+                "load it in PyTorch and save its state dict alone."
             )
         return inert.Name(text)
 

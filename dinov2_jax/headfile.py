@@ -30,12 +30,18 @@ def read(source: str | os.PathLike) -> tuple[pathlib.Path, object, dict]:
             told = {"min_depth": 1e-3, "max_depth": metres} | told
     for key in ("min_depth", "max_depth", "upsample"):
         value = told.get(key, 1)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
+        if not positive(value) or (key == "upsample" and value != int(value)):
+            whole = "whole " if key == "upsample" else ""
             raise errors.InputError(
-                f"{path} tells {key}={value!r}, which is no number above 0."
+                f"{path} tells {key}={value!r}, which is no {whole}number above 0."
             )
     return path, tensors, told
+
+
+def positive(value: object) -> bool:
+    """Whether it is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < math.inf
 
 
 def note(source: str | os.PathLike) -> dict:

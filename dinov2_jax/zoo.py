@@ -43,6 +43,8 @@ def load_head(
     ends = {"max_depth": max_depth, "min_depth": min_depth}
     for key, metres in ends.items():
         told = note.get(key)
+        if metres is not None and not headfile.positive(metres):
+            raise errors.InputError(f"{key}={metres!r}; give metres, a number above 0.")
         if metres is not None and told is not None and metres != told:
             raise errors.InputError(
                 f"{path} is a head of {key}={told:g} m, not {metres:g} m; leave {key} "
@@ -54,6 +56,11 @@ def load_head(
         near = [m for data, m in headfile.RANGES.items() if data in path.name.lower()]
         ends["max_depth"] = near[0] if len(near) == 1 else headfile.RANGES["nyu"]
     ends["min_depth"] = 1e-3 if ends["min_depth"] is None else ends["min_depth"]
+    if not ends["min_depth"] < ends["max_depth"]:
+        raise errors.InputError(
+            f"{path}: min_depth={ends['min_depth']:g} m is not below "
+            f"max_depth={ends['max_depth']:g} m; give both ends of its range."
+        )
     try:
         _, beside = probes.parted(tensors)
         if beside:
@@ -62,9 +69,8 @@ def load_head(
                 f"({tables.some(beside, 2)})",
                 file=sys.stderr,
             )
-        head, variables = probes.read_head(
-            tensors, **ends, upsample=note.get("upsample", 4)
-        )
+        upsample = int(note.get("upsample", 4))
+        head, variables = probes.read_head(tensors, **ends, upsample=upsample)
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
     if guessed and hasattr(head, "max_depth"):

@@ -22,6 +22,8 @@ def write_torch(path: pathlib.Path, tree: object) -> pathlib.Path:
     def value(node: object) -> object:
         if isinstance(node, dict):
             return {key: value(inner) for key, inner in node.items()}
+        if isinstance(node, list):
+            return [value(inner) for inner in node]
         if not isinstance(node, np.ndarray):
             return node
         key, strides = str(len(storages)), [s // node.itemsize for s in node.strides]

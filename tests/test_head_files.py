@@ -186,6 +186,37 @@ def test_a_note_that_is_no_number_is_refused(tmp_path):
             zoo.load_head(path)
 
 
+@pytest.mark.parametrize("key", ["min_depth", "max_depth"])
+@pytest.mark.parametrize("value", [0, -1.0, np.nan, np.inf, "80", True])
+def test_a_range_that_is_none_is_refused(tmp_path, key, value):
+    path, state = tmp_path / "head.safetensors", linear_depth(np.random.default_rng(0))
+    export.write_safetensors(path, state, {})
+    with pytest.raises(ValueError, match=f"^{key}={value!r}; give metres, a number"):
+        zoo.load_head(path, **{key: value})
+
+
+@pytest.mark.parametrize("ends", [(20.0, 10.0), (10.0, 10.0), (11.0, None)])
+def test_a_range_that_ends_before_it_begins_is_refused(tmp_path, ends):
+    path, state = tmp_path / "head.safetensors", linear_depth(np.random.default_rng(0))
+    given = dict(zip(("min_depth", "max_depth"), ends))
+    told = {key: value for key, value in given.items() if value is not None}
+    for note, asked in ((told, {}), ({}, told)):
+        export.write_safetensors(path, state, note)
+        with pytest.raises(
+            ValueError, match="m is not below max_depth=10 m; give both"
+        ):
+            zoo.load_head(path, **asked)
+
+
+def test_an_enlargement_that_is_not_whole_is_refused(tmp_path):
+    path, state = tmp_path / "head.safetensors", linear_depth(np.random.default_rng(0))
+    export.write_safetensors(path, state, {"upsample": 2.5})
+    with pytest.raises(
+        ValueError, match=r"tells upsample=2\.5, which is no whole number"
+    ):
+        zoo.load_head(path)
+
+
 def test_bins_of_a_range_give_depths_in_it():
     state = linear_depth(np.random.default_rng(0))
     head, variables = probes.read_head(state, 20.0, 0.5, 3)

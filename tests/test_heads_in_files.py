@@ -42,8 +42,8 @@ def equal(a: dict, b: dict) -> bool:
 
 
 @pytest.mark.parametrize("layer", KINDS)
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net.depther."])
+@pytest.mark.parametrize("key", [None, "state_dict", "params"])
 def test_a_head_is_read_out_of_a_whole_models_checkpoint(
     tmp_path, capsys, layer, prefix, key
 ):
@@ -55,9 +55,9 @@ def test_a_head_is_read_out_of_a_whole_models_checkpoint(
     content = whole if key is None else {"meta": {"epoch": 3}, key: whole}
     module, variables = zoo.load_head(arrays.write_torch(tmp_path / "a.pth", content))
     assert module == alone[0] and equal(variables, alone[1])
-    assert "took the head, and left 3 tensors beside it (backbone." in (
-        capsys.readouterr().err
-    )
+    place = "" if prefix == "module." else prefix
+    line = f"took the head, and left 3 tensors beside it ({place}backbone."
+    assert line in capsys.readouterr().err
 
 
 def test_the_average_of_a_heads_weights_is_taken_and_that_is_told(tmp_path, capsys):
@@ -69,6 +69,30 @@ def test_the_average_of_a_heads_weights_is_taken_and_that_is_told(tmp_path, caps
     assert equal(found, alone)
     said = capsys.readouterr().err
     assert "left 2 tensors beside it (state_dict.linear_head.bias, " in said
+
+
+def test_a_head_of_another_name_is_known_by_its_last_layer(tmp_path, capsys):
+    state = head("decode_head.conv_seg")
+    renamed = {n.replace("decode_head.", "net.seg_head."): v for n, v in state.items()}
+    renamed |= {f"net.{name}": value for name, value in beside().items()}
+    renamed["net.auxiliary_head.conv_seg.weight"] = np.zeros(2, np.float32)
+    renamed["criterion.weight"] = np.zeros(2, np.float32)
+    path = arrays.write_torch(
+        tmp_path / "a.pth", [{"state_dict": renamed}, {"lr": 1.0}]
+    )
+    found = zoo.load_head(path)
+    assert "left 5 tensors beside it (criterion.weight, " in capsys.readouterr().err
+    alone = zoo.load_head(arrays.write_torch(tmp_path / "b.pth", state))
+    assert found[0] == alone[0] and equal(found[1], alone[1])
+
+
+def test_several_heads_without_an_order_are_refused(tmp_path):
+    both = head("decode_head.conv_depth") | head("linear_head")
+    with pytest.raises(ValueError, match=r"holds 2 heads, .*'decode_head\.', 'linear_"):
+        zoo.load_head(arrays.write_torch(tmp_path / "a.pth", both))
+    pair = {"a": head("linear_head"), "b": head("linear_head")}
+    with pytest.raises(ValueError, match=r"2 heads, under 'a\.linear_head\.'"):
+        zoo.load_head(arrays.write_torch(tmp_path / "a.pth", pair))
 
 
 def test_tensors_of_another_part_are_not_left_in_silence(tmp_path):

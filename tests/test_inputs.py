@@ -29,6 +29,7 @@ WRONG = {
         "8x10 pixels .* multiple of the patch size 4",
     ),
     "empty": (np.zeros((2, 0, 8, 3)), "0x8 pixels"),
+    "no images": (np.zeros((0, 8, 8, 3)), r"\(0, 8, 8, 3\) are none; give one or more"),
 }
 
 
@@ -47,6 +48,30 @@ def test_floating_point_of_any_width_is_taken(dtype):
     images = jax.ShapeDtypeStruct((1, 8, 12, 3), dtype)
     found = jax.eval_shape(MODEL.init_with_output, jax.random.key(0), images)[0]
     assert found.patches.shape == (1, 6, 8)
+
+
+@pytest.mark.parametrize("method", ["__call__", "intermediate"])
+def test_what_is_no_array_is_refused_by_its_type(method):
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    params = MODEL.init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match=r"are a list; .*give np\.asarray\(images\)"):
+        MODEL.apply(params, images.tolist(), method=method)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        (0, "blocks=0 names none; .* the model has 2 blocks, 0 to 1"),
+        (-1, "blocks=-1 names none"),
+        ([], r"blocks=\[\] names none; give how many"),
+        ([-1], "1 do not exist"),
+    ],
+)
+def test_numbers_of_blocks_that_name_none_are_refused(blocks, words):
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    params = MODEL.init(jax.random.key(0), images)
+    with pytest.raises(ValueError, match=words):
+        MODEL.apply(params, images, blocks, method="intermediate")
 
 
 def test_a_number_of_blocks_beyond_the_model_is_told_shortly():

@@ -115,7 +115,16 @@ NAMES = {
     "SAM's decoder": (("prompt_encoder.no_mask_embed.weight",), "SAM"),
     "DINOv3": (("storage_tokens", "rope_embed.periods", "cls_token"), "a DINOv3"),
     "MAE": (("cls_token", "decoder_embed.weight", "decoder_pos_embed"), "MAE"),
+    "LoRA": (("blocks.0.attn.qkv.lora_A.default.weight", "cls_token"), "LoRA adapters"),
     "EVA-02": (("blocks.0.attn.q_proj.weight", "blocks.0.attn.q_bias"), "EVA"),
+    "mmpretrain": (
+        ("backbone.layers.0.ffn.layers.0.0.weight", "backbone.cls_token"),
+        "a ViT in the form of mmpretrain",
+    ),
+    "V-JEPA": (
+        ("encoder.blocks.0.attn.qkv.weight", "encoder.patch_embed.proj.weight"),
+        "a ViT without a cls token",
+    ),
     "torchvision's ViT": (
         ("class_token", "encoder.layers.encoder_layer_0.ln_1.weight"),
         "torchvision's ViT",

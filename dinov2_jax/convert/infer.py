@@ -69,11 +69,9 @@ def _grid(
     side = math.isqrt(max(positions, 0))
     square = side * side == positions and side > 0
     for size in (told, None if square else image_size):
-        numbers = np.atleast_1d(size) if size is not None else np.zeros(0)
-        if numbers.dtype.kind == "i" and numbers.shape in ((1,), (2,)):
-            rows, columns = (int(n) // patch for n in np.broadcast_to(numbers, 2))
-            if rows > 0 and rows * columns == positions:
-                return rows, columns
+        rows, columns = patches(size, patch)
+        if rows > 0 and rows * columns == positions:
+            return rows, columns
     if not square:
         raise errors.InputError(
             f"pos_embed has {positions + 1} entries, which are not one for cls and a "
@@ -81,6 +79,15 @@ def _grid(
             "give image_size=(rows, columns) of it in pixels (--image-size=ROWSxCOLUMNS)."
         )
     return side, side
+
+
+def patches(size: object, patch: int) -> tuple[int, int]:
+    """Rows and columns of patches of a size in pixels, one number or two; else zeros."""
+    numbers = np.atleast_1d(size) if size is not None else np.zeros(0)
+    if numbers.dtype.kind != "i" or numbers.shape not in ((1,), (2,)):
+        return 0, 0
+    rows, columns = (int(n) // patch for n in np.broadcast_to(numbers, 2))
+    return rows, columns
 
 
 def resize(registers: int) -> dict:

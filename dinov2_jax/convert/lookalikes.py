@@ -19,6 +19,10 @@ class Look:
 
 MODELS = (
     Look(
+        "LoRA adapters that are not merged with a backbone (see merge_and_unload of peft)",
+        (r"lora_[AB]\.|lora_(down|up)\.|lora_[ab]$",),
+    ),
+    Look(
         "one process's shards of an FSDP run; the same run's eval/*/"
         "teacher_checkpoint.pth is whole",
         (r"_?flat_param(_\d+)?$",),
@@ -90,12 +94,21 @@ MODELS = (
         (r"layer1\.0\.conv1\.weight$|embedder\.embedder\.convolution\.",),
     ),
     Look(
+        "a ViT in the form of mmpretrain or mmsegmentation",
+        (r"layers\.\d+\.ffn\.layers\.",),
+    ),
+    Look(
         "torchvision's ViT",
         (r"encoder\.layers\.encoder_layer_\d+\.",),
     ),
     Look(
         "I-JEPA in transformers' form, which has no cls token",
         (r"layernorm_before\.", r"position_embeddings$"),
+        (r"cls_token$",),
+    ),
+    Look(
+        "a ViT without a cls token, such as I-JEPA's, V-JEPA's or Hiera's",
+        (r"blocks\.\d+\.", r"pos_embed$|patch_embed\."),
         (r"cls_token$",),
     ),
     Look(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors, tree
-from dinov2_jax.convert import finite, tables
+from dinov2_jax.convert import finite, sift, tables
 from dinov2_jax.models import probes
 
 KERNELS = {
@@ -23,13 +23,20 @@ KERNELS = {
 }
 """How PyTorch's axes of a weight become ours."""
 
-AROUND = ("state_dict_ema", "ema_state_dict", "model_ema", "ema", "state_dict", "model")
-"""Keys under which training saves a state dict; an average of weights comes first."""
+PLACE = re.compile(
+    r"((?:.*\.)?)(?:conv_depth\.head\.0|conv_depth|conv_seg)\.weight|"
+    r"((?:.*\.)?linear_head\.)weight"
+)
+"""Names that tell where a head stands; the group that fits is its prefix."""
 
-WRAPPED = re.compile(r"^((module|_orig_mod|model)\.)+")
-HEAD = re.compile(r"(decode_head|linear_head)\.")
-BACKBONE = re.compile(r"(backbone|auxiliary_head)\.")
-"""First parts of names: of wrappers, of a head, and of what a whole model has beside."""
+ALONE = re.compile(r"((?:model\.)?)weight")
+"""The name that a linear classifier alone is known by."""
+
+AUXILIARY = re.compile(r"(^|\.)auxiliary_head\.$")
+"""Prefix of a head that serves training alone."""
+
+BESIDE = re.compile(r"(backbone|auxiliary_head)\.")
+"""First part of the names of what a whole model has beside its head."""
 
 UNUSED = re.compile(r".*num_batches_tracked")
 """Tensors that count training steps and compute nothing."""
@@ -106,9 +113,9 @@ def read_head(
     """The head that a state dict holds.
 
     Args:
-        tensors: official names, with or without `decode_head.` or `linear_head.` and
-            what wrappers put before, or such a dict under a key of AROUND. A backbone
-            beside the head is left, see `parted`.
+        tensors: a state dict with a head's official names behind any prefix, or what
+            training saves around it, an average of weights first. A backbone beside the
+            head is left, see `parted`.
         max_depth, min_depth: metres that a linear depth head's last and first bin stand
             for, which tensors do not tell: released are 10 for NYU, 80 for KITTI.
         upsample: times that a linear depth head enlarges its map.
@@ -117,17 +124,13 @@ def read_head(
         tensors with NaN or infinity.
     """
     own, _ = parted(tensors)
-    state = {
-        name: np.asarray(value, np.float32)
-        for name, value in own.items()
-        if not UNUSED.fullmatch(name)
-    }
-    kind = next((kind for mark, kind in MARKS.items() if mark in state), None)
-    if kind is None:
-        raise errors.InputError(
-            f"These tensors are of no released head: {tables.some(sorted(state))}. "
-            f"Known are {', '.join(TABLES)}."
-        )
+    with np.errstate(over="ignore"):  # infinity is refused below
+        state = {
+            name: np.asarray(value, np.float32)
+            for name, value in own.items()
+            if not UNUSED.fullmatch(name)
+        }
+    kind = next(kind for mark, kind in MARKS.items() if mark in state)
     table = TABLES[kind]
     missing, unexpected = set(table) - set(state), set(state) - set(table)
     shapes = {name: len(axes) for name, (_, axes) in table.items()}
@@ -145,36 +148,60 @@ def read_head(
     return module, variables
 
 
-def parted(tensors: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
+def parted(found: object) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of a head under its own names, and the names of what is beside it.
 
     Args:
-        tensors: see `read_head`.
-    Raises: ValueError if it is no state dict.
+        found: what a file holds, see `read_head`.
+    Raises: ValueError if there is no head in it, or several of equal rank.
     """
-    left = []
-    while isinstance(tensors, Mapping):
-        keys = [key for key in AROUND if isinstance(tensors.get(key), Mapping)]
-        if not keys:
-            break
-        left += [f"{key}.{name}" for key in keys[1:] for name in tensors[key]]
-        tensors = tensors[keys[0]]
-    arrays = isinstance(tensors, Mapping) and all(
-        isinstance(value, np.ndarray) for value in tensors.values()
-    )
-    if not arrays or not tensors:
+    (path, prefix, group), others = _chosen(found)
+    parent, own, beside = re.sub(r"[^.]*\.$", "", prefix), {}, []
+    for name, value in group.items():
+        inner = name.removeprefix(parent)
+        if not name.startswith(parent) or BESIDE.match(inner):
+            beside.append(name)
+        else:  # beside the head it keeps its name, and shows as unexpected
+            own[name.removeprefix(prefix)] = value
+    for keys, _, tensors in others:
+        if keys != path:
+            beside += [".".join([*keys, name]) for name in tensors]
+    return own, sorted(beside)
+
+
+def _chosen(found: object) -> tuple[tuple, list[tuple]]:
+    """(keys around, prefix, tensors of its mapping) of the head, and of the others."""
+    groups = list(sift.groups(found))
+    places = _places(groups, PLACE) or _places(groups, ALONE)
+    if not groups:
         raise errors.InputError(
             "This is no state dict of tensors; give a released head."
         )
-    unwrapped = {WRAPPED.sub("", str(name)): v for name, v in tensors.items()}
-    if len(unwrapped) != len(tensors):
-        raise errors.InputError("Some tensors are there twice, once inside a wrapper.")
-    if not any(map(HEAD.match, unwrapped)):
-        return unwrapped, left
-    beside = sorted(filter(BACKBONE.match, unwrapped))
-    # What is of neither keeps its name, and shows as unexpected.
-    own = {HEAD.sub("", n): v for n, v in unwrapped.items() if n not in set(beside)}
-    return own, left + beside
+    if not places:
+        names = [name for _, group in groups for name in group]
+        raise errors.InputError(
+            f"These tensors are of no released head: {tables.some(names)}. "
+            f"Known are {', '.join(TABLES)}."
+        )
+    labels = [".".join([*path, prefix]) for path, prefix, _ in places]
+    averages = [i for i, label in enumerate(labels) if sift.role(label) == "teacher"]
+    best = averages if len(places) > 1 else [0]
+    if len(best) != 1:
+        raise errors.InputError(
+            f"It holds {len(places)} heads, under {tables.some(map(repr, labels))}; save "
+            "the state dict of one of them alone."
+        )
+    return places.pop(best[0]), places
+
+
+def _places(groups: list, pattern: re.Pattern) -> list[tuple]:
+    """(keys around, prefix, tensors of the mapping) of every head."""
+    found = []
+    for path, group in groups:
+        hits = [hit for name in group if (hit := pattern.fullmatch(name))]
+        prefixes = dict.fromkeys(hit[hit.lastindex] for hit in hits)
+        found += [(path, p, group) for p in prefixes if not AUXILIARY.search(p)]
+    return found
 
 
 def _module(kind: str, state: Mapping[str, np.ndarray], depth: Mapping) -> nn.Module:

@@ -21,6 +21,8 @@ from dinov2_jax.convert import (
     sidecar,
     sift,
     tables,
+    timm,
+    translate,
 )
 
 WHICH = sift.WHICH
@@ -37,6 +39,7 @@ SIZES = ("width", "depth", "patch_size", "in_channels", "registers", "ffn")
 
 BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself (git lfs pull)",
+    b"{": "a JSON file, such as a config or an index of shards; give its folder",
     b"<": "a web page, not the file that was to be downloaded",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"\x1f\x8b": "a gzip archive; unpack it first",
@@ -90,24 +93,25 @@ def read_weights(
     if path.is_dir():
         found, told = _folder(path)
     elif path.exists():
+        _require_whole(path)
         found, told = tensors(path)
     else:
         raise errors.InputError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
         network, lines = sift.network(found, which, prefix)
-        sifted = sift.official(network, partial, "width" in told)
-        told_size = told.get("image_size")
-        shown = infer.architecture(sifted.backbone, told_size, image_size)
+        sizes = told.get("image_size"), image_size
+        named = translate.official(network, partial, sizes, "width" in told)
+        shown = infer.architecture(named.backbone, *sizes)
         about = _joined(shown, told)
         about, guess = with_heads(about, told.get("heads"), heads)
-        require_finite(sifted.backbone, sifted.heads)
+        require_finite(named.backbone, named.heads)
     except ValueError as error:
         raise errors.InputError(f"{path}: {error}") from error
-    kind = sifted.format
+    kind = named.format
     if kind == "official" and _is_safetensors(path):
         kind = "safetensors"
-    lines = (*lines, *sifted.lines)
-    return Weights(sifted.backbone, sifted.heads, about, kind, lines, guess)
+    lines = (*lines, *named.lines)
+    return Weights(named.backbone, named.heads, about, kind, lines, guess)
 
 
 def with_heads(about: dict, told: int | None, heads: int | None) -> tuple[dict, str]:
@@ -211,12 +215,23 @@ def _folder(path: pathlib.Path) -> tuple[dict, dict]:
         return found, note
     try:
         told = json.loads(config.read_text(encoding="utf-8"))
-        told = huggingface.about(told) if "model_type" in dict(told) else {}
+        library = huggingface if "model_type" in dict(told) else timm
+        told = library.about(told)
     except (ValueError, TypeError) as error:
         kind = lookalikes.anything(found) if isinstance(found, Mapping) else None
         looks = f"{path} looks like {kind}, not a DINOv2 backbone: " if kind else ""
         raise errors.InputError(f"{looks}{config} cannot be used: {error}") from error
     return found, told | {key: note[key] for key in TOLD if key in note}
+
+
+def _require_whole(path: pathlib.Path) -> None:
+    """Raises ValueError if a file holds a part of a model, as an index beside it says."""
+    indices = [path.with_name(f"{name}.index.json") for name in FILES]
+    text = f'"{path.name}"'
+    if any(i.is_file() and text in i.read_text(encoding="utf-8") for i in indices):
+        raise errors.InputError(
+            f"{path} is one of several files that hold a model together; give its folder."
+        )
 
 
 def _shards(path: pathlib.Path) -> dict:

@@ -1,4 +1,4 @@
-"""A backbone under official names, out of what a file holds around it."""
+"""The network asked for, out of what a file holds around it."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.convert import finite, huggingface, lookalikes, names, tables, timm
+from dinov2_jax.convert import lookalikes, tables
 
 WHICH = ("teacher", "student")
 HEADS = ("dino_head", "ibot_head")
@@ -70,8 +70,7 @@ class Network:
     @property
     def role(self) -> str | None:
         """`teacher` (an average of weights too), `student`, or None."""
-        hits = (role for role, words in ROLES.items() if words.search(self.label))
-        return next(hits, None)
+        return role(self.label)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -80,6 +79,12 @@ class Network:
         return {
             n[len(start) :]: v for n, v in self.group.items() if n.startswith(start)
         }
+
+
+def role(label: str) -> str | None:
+    """The network that a place of tensors is called after; see `Network`."""
+    place = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", label).lower()
+    return next((role for role, words in ROLES.items() if words.search(place)), None)
 
 
 def network(
@@ -99,10 +104,12 @@ def network(
     Returns: the network, and lines on what was chosen.
     Raises: ValueError that says what it looks like.
     """
-    groups = list(_groups(found))
-    networks = [network for path, group in groups for network in _networks(path, group)]
+    mappings = list(groups(found))
+    networks = [
+        network for path, group in mappings for network in _networks(path, group)
+    ]
     if not networks:
-        raise errors.InputError(_unknown(found, groups))
+        raise errors.InputError(_unknown(found, mappings))
     # Beside a backbone of ours another model's encoder does not count.
     networks = [n for n in networks if not lookalikes.model(n.tensors)] or networks
     chosen = _chosen(_under(networks, prefix), which, prefix is not None)
@@ -139,17 +146,21 @@ def _chosen(fitting: list[Network], which: str, named: bool) -> Network:
     return asked[0]
 
 
-def _groups(found: object) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray]]]:
-    """(keys, tensors by name) of every mapping in a file that holds tensors."""
-    stack = [((), found)] if isinstance(found, Mapping) else []
+def groups(found: object) -> Iterator[tuple[tuple[str, ...], dict[str, np.ndarray]]]:
+    """(keys, tensors by name) of every mapping in a file that holds tensors.
+
+    Lists count as mappings of their indices: a state dict may stand in one.
+    """
+    stack = [((), found)] if isinstance(found, Mapping | list | tuple) else []
     while stack:
         path, node = stack.pop()
-        inner = {str(key): value for key, value in node.items()}
+        pairs = node.items() if isinstance(node, Mapping) else enumerate(node)
+        inner = {str(key): value for key, value in pairs}
         tensors = {n: v for n, v in inner.items() if isinstance(v, np.ndarray)}
         if tensors:
             yield path, _unwrapped(tensors)
         for key, value in reversed(inner.items()):
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping | list | tuple):
                 stack.append(((*path, key), value))
 
 
@@ -202,14 +213,15 @@ def _left_out(chosen: Network, others: list[Network]) -> str:
         used = tuple(filter(None, starts))
         rest = [name for name in chosen.group if not name.startswith(used)]
     beside = {name for name in own if BESIDE.match(name)}
-    if "norm.weight" not in own:  # `_mended` reads it in its place
+    if "norm.weight" not in own:  # `translate` reads it in its place
         beside -= {"fc_norm.weight", "fc_norm.bias"}
     rest += [chosen.prefix + name for name in own if name in beside]
     if not rest:
         return ""
     counts = collections.Counter(_module(name) for name in rest)
     listed = [f"{name} ({n})" if n > 1 else name for name, n in counts.items()]
-    return f"left out {len(rest)} tensors beside the backbone: {tables.some(listed)}"
+    number = "1 tensor" if len(rest) == 1 else f"{len(rest)} tensors"
+    return f"left out {number} beside the backbone: {tables.some(listed)}"
 
 
 def _module(name: str) -> str:
@@ -218,101 +230,13 @@ def _module(name: str) -> str:
     return f"{first}.*" if dot else name
 
 
-def _unknown(found: object, groups: list) -> str:
+def _unknown(found: object, mappings: list) -> str:
     """The error of a file without a backbone."""
-    tensors = {name: value for _, group in groups for name, value in group.items()}
+    tensors = {name: value for _, group in mappings for name, value in group.items()}
     keys = [str(key) for key in found] if isinstance(found, Mapping) else []
     kind = lookalikes.anything([*tensors, *keys, *(f"{key}." for key in keys)])
     if kind:
         return f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
     if not tensors:
-        return f"It looks like no weights: a {type(found).__name__}. {NEEDED}."
-    return (
-        f"It holds {len(tensors)} tensors of no format that is known, the first being "
-        f"{tables.some(tensors, 3)}. {NEEDED}."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sifted:
-    """A network under official names."""
-
-    backbone: dict[str, np.ndarray]  # unchunked
-    heads: dict[str, dict[str, np.ndarray]]  # by name, or empty
-    format: str  # official, training, huggingface or timm
-    lines: list[str]  # what was read otherwise than it stands in the file
-
-
-def official(
-    network: Network, partial: bool = False, described: bool = False
-) -> Sifted:
-    """The backbone of a network under official names, and its heads.
-
-    Args:
-        network: of `network`.
-        partial: take what there is; else a tensor too few or too many is an error.
-        described: whether a description says that it is a DINOv2 backbone: a grid of
-            3x5 patches and cls have as many positions as one of 4x4 without cls.
-    Raises: ValueError that says what else it looks like.
-    """
-    tensors = {n: v for n, v in network.tensors.items() if not BESIDE.match(n)}
-    kind = None if described else lookalikes.model(tensors)
-    if kind:
-        kind = lookalikes.model(network.group) or kind
-        raise errors.InputError(
-            f"It looks like {kind}, not a DINOv2 backbone. {NEEDED}."
-        )
-    tensors, lines = _mended(tensors, network.tensors)
-    heads = _heads(network) if network.prefix.endswith("backbone.") else {}
-    if huggingface.recognises(tensors):
-        found, label = huggingface.to_official(tensors, partial), "huggingface"
-    elif timm.recognises(tensors):
-        found, label = timm.to_official(tensors, partial), "timm"
-    else:
-        found = names.unchunked(tensors)
-        label = "training" if heads or network.role else "official"
-    for name, value in found.items():
-        if np.asarray(value).dtype not in finite.EXPONENTS:
-            raise errors.InputError(
-                f"{name} is of type {np.asarray(value).dtype}; weights need float16, "
-                "bfloat16, float32 or float64. Give a file that is not quantised."
-            )
-    if not {"mask_token", "embeddings.mask_token"} & set(tensors):
-        lines.append("it has no mask token; zeros stand in for it")
-        cls = np.asarray(found.get("cls_token", np.zeros((1, 1, 1), np.float32)))
-        found.setdefault("mask_token", np.zeros(cls.shape[-1:], cls.dtype)[None])
-    if not any(n.endswith("ls1.gamma") for n in found):
-        lines.append(
-            "it has no LayerScale: a plain ViT, such as DINO v1's, iBOT's or a "
-            "supervised one"
-        )
-    return Sifted(found, heads, label, lines)
-
-
-def _mended(
-    tensors: dict[str, np.ndarray], beside: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors with other names for the same parts replaced, and lines that tell it."""
-    found, lines = dict(tensors), []
-    if "masked_embed" in found:  # iBOT's name
-        found["mask_token"] = found.pop("masked_embed")
-    if "norm.weight" not in found and {"fc_norm.weight", "fc_norm.bias"} <= set(beside):
-        found |= {f"norm.{k}": beside[f"fc_norm.{k}"] for k in ("weight", "bias")}
-        lines.append(
-            "fc_norm, which norms the mean of the patches, is read as the final norm, "
-            "which norms each token"
-        )
-    return found, lines
-
-
-def _heads(network: Network) -> dict[str, dict[str, np.ndarray]]:
-    """The DINO and iBOT heads beside a backbone, by name."""
-    found = {}
-    for head in HEADS:
-        start = f"{network.parent}{head}."
-        part = {
-            n[len(start) :]: v for n, v in network.group.items() if n.startswith(start)
-        }
-        if part:
-            found[head] = part
-    return found
+        return f"It holds no weights by name: it is a {type(found).__name__}. {NEEDED}."
+    return f"Its tensors are of no format that is known: {tables.some(tensors, 3)}. {NEEDED}."

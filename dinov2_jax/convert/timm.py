@@ -7,15 +7,19 @@ What timm's files hold otherwise:
   `pos_embed` loses that entry. The two summands cannot be told apart again: on the way
   back the sum is the cls token and its position is zero. Features stay the same to the
   bit, since only the sum ever enters the model.
+- A table that has entries for the registers too, as timm makes it without
+  `no_embed_class`, adds them to the registers on the way back.
 - `register_tokens` is called `reg_token`, and SwiGLU's `w12`, `w3` are `fc1`, `fc2`.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.convert import tables
+from dinov2_jax.convert import infer, tables
 from dinov2_jax.models import layers, vit
 
 RENAMED = {
@@ -39,7 +43,7 @@ def recognises(tensors: Mapping) -> bool:
     """Whether these are the names of a timm file: blocks, and no mask token."""
     return (
         "cls_token" in tensors
-        and "blocks.0.attn.qkv.weight" in tensors
+        and any(name.startswith("blocks.") for name in tensors)
         and not {"mask_token", "register_tokens"} & set(tensors)
     )
 
@@ -73,13 +77,16 @@ def from_official(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_official(
-    tensors: Mapping[str, np.ndarray], partial: bool = False
+    tensors: Mapping[str, np.ndarray],
+    partial: bool = False,
+    sizes: Collection[object] = (),
 ) -> dict[str, np.ndarray]:
     """Official state dict from the tensors of a timm file.
 
     Args:
         tensors: timm's names.
         partial: take what there is, and keep what is unexpected under its own name.
+        sizes: see `positions_of_registers`.
     Returns: official names, blocks unchunked, with a mask token of zeros; with
         registers the cls token's position is zero (see above).
     Raises: ValueError that lists missing and unexpected names.
@@ -105,11 +112,66 @@ def to_official(
         "mask_token": np.zeros(cls.shape[1:], tensors.get("norm.weight", cls).dtype)
     }
     if {"reg_token", "pos_embed"} <= set(tensors):
-        patches = tensors["pos_embed"]
-        first = np.zeros(cls.shape, patches.dtype)
-        made["pos_embed"] = np.concatenate([first, patches], axis=1)
+        if positions_of_registers(tensors, sizes):
+            made |= _moved(tensors["pos_embed"], tensors["reg_token"])
+        else:
+            first = np.zeros(cls.shape, tensors["pos_embed"].dtype)
+            made["pos_embed"] = np.concatenate([first, tensors["pos_embed"]], axis=1)
     there = (n for n in official if n in made or name(n) in tensors)
     return {n: made[n] if n in made else tensors[name(n)] for n in there} | rest
+
+
+def positions_of_registers(
+    tensors: Mapping[str, np.ndarray], sizes: Collection[object] = ()
+) -> bool:
+    """Whether the position table has entries for the cls token and the registers, too.
+
+    Args:
+        tensors: timm's names.
+        sizes: pixels of the table, as far as they are told; else it is one that is no
+            square, but is without these entries.
+    """
+    needed = ("pos_embed", "reg_token", "patch_embed.proj.weight")
+    shapes = [np.shape(tensors.get(name, ())) for name in needed]
+    if [len(shape) for shape in shapes] != [3, 3, 4]:
+        return False
+    entries, patch = shapes[0][1], shapes[2][-1]
+    rest = entries - 1 - shapes[1][1]
+    told = {math.prod(infer.patches(size, patch)) for size in sizes} - {0}
+    if told & {entries, rest}:
+        return entries not in told
+    return rest > 0 and not _square(entries) and _square(rest)
+
+
+def _square(number: int) -> bool:
+    """Whether a number is the square of another."""
+    return math.isqrt(number) ** 2 == number
+
+
+def _moved(table: np.ndarray, registers: np.ndarray) -> dict[str, np.ndarray]:
+    """Official position table and registers, which take their positions' entries."""
+    own = slice(1, 1 + registers.shape[1])
+    # In float32, as the model adds them; half precision would round the sum.
+    parts = [part.astype(np.float32) for part in (registers, table[:, own])]
+    return {"pos_embed": np.delete(table, own, axis=1), "register_tokens": sum(parts)}
+
+
+def about(config: Mapping) -> dict:
+    """What the `config.json` of a timm folder tells of a model beside its tensors.
+
+    Returns: arguments of `ViT`: heads and image_size, where it tells them.
+    """
+    found, given = {}, dict(config.get("model_args") or {})
+    name = str(config.get("architecture"))
+    for letter, size in NAMES.items():
+        released = vit.VARIANTS[letter]
+        same = config.get("num_features") == released["width"]
+        if same and re.match(rf"vit_{size}_patch\d+_.*dinov2", name):
+            found["heads"] = released["heads"]
+    renamed = {"num_heads": "heads", "img_size": "image_size"}
+    return found | {
+        ours: given[name] for name, ours in renamed.items() if name in given
+    }
 
 
 def resize() -> dict:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dinov2_jax import errors
 
@@ -16,8 +17,14 @@ def check(images: jax.Array, axes: str, patch_size: int, channels: int) -> None:
         channels: C.
     Raises: ValueError that says what it got, what it needs and what to do.
     """
-    shape, rank = tuple(images.shape), len(axes.split())
-    expected = f"expected [{axes}] with C={channels}"
+    rank, expected = len(axes.split()), f"expected [{axes}] with C={channels}"
+    if not isinstance(images, jax.Array | np.ndarray):
+        kind = f"{type(images).__module__}.{type(images).__name__}"
+        raise errors.InputError(
+            f"Images are a {kind.removeprefix('builtins.')}; expected an array of JAX or "
+            "NumPy: give np.asarray(images)."
+        )
+    shape = tuple(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise errors.InputError(
             f"Images are of type {images.dtype}; expected floating point, normalised: "
@@ -32,6 +39,8 @@ def check(images: jax.Array, axes: str, patch_size: int, channels: int) -> None:
         raise errors.InputError(
             f"Images of shape {shape} have {len(shape)} axes; {expected}."
         )
+    if rank == 4 and shape[0] == 0:
+        raise errors.InputError(f"Images of shape {shape} are none; give one or more.")
     height, width, last = shape[-3:]
     if last != channels and height == channels:
         order = (*range(rank - 3), rank - 2, rank - 1, rank - 3)

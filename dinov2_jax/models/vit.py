@@ -298,10 +298,16 @@ class ViT(nn.Module):
         Raises: ValueError if a block does not exist.
         Source: the reference's `get_intermediate_layers`.
         """
+        numbers = blocks
         if isinstance(blocks, int):
-            blocks = range(self.depth - blocks, self.depth)
-        numbers = sorted(set(blocks))
-        if not numbers or numbers[0] < 0 or numbers[-1] >= self.depth:
+            numbers = range(self.depth - blocks, self.depth)
+        numbers = sorted(set(numbers))
+        if not numbers:
+            raise errors.InputError(
+                f"blocks={blocks} names none; give how many last blocks, or their "
+                f"numbers: the model has {self.depth} blocks, 0 to {self.depth - 1}."
+            )
+        if numbers[0] < 0 or numbers[-1] >= self.depth:
             odd = [n for n in numbers if not 0 <= n < self.depth]
             raise errors.InputError(
                 f"Of {len(numbers)} blocks asked for {len(odd)} do not exist; the model "

@@ -74,7 +74,7 @@ def pictures(folder, levels: dict[str, int]):
 SETTINGS = {
     "knn": ("neighbors=1",),
     "logreg": ("number=1", "lowest=4", "highest=4", "held_out=0.2"),
-    "linear": ("steps=80", "rates=80.0", "blocks=1", "train_batch=1"),
+    "linear": ("steps=80", "rates=80.0", "blocks=1", "train_batch=8"),
 }
 
 

@@ -150,7 +150,7 @@ def test_features_are_kept_and_serve_every_task(ask, rows, cache, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.npy")} == before
 
 
-SMALL = ("blocks=1,2", "rates=2.0,8.0,24.0", "train_batch=4", "log_every=20")
+SMALL = ("blocks=1,2", "rates=2.0,8.0,24.0", "train_batch=32", "log_every=20")
 
 
 def test_linear_heads_learn_the_digits(ask, digits, tmp_path):

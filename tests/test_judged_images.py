@@ -12,7 +12,7 @@ from PIL import Image
 from dinov2_jax import __main__ as command
 from dinov2_jax.convert import export, names
 
-HEADS = ("steps=6", "rates=8.0", "blocks=1", "train_batch=1", "augment=false")
+HEADS = ("steps=6", "rates=8.0", "blocks=1", "train_batch=8", "augment=false")
 TASKS = {
     "knn": ("neighbors=1,3",),
     "logreg": ("number=1", "lowest=2", "highest=2", "held_out=0.3"),

@@ -19,7 +19,7 @@ from dinov2_jax.cli import evaluate_depth, evaluate_segmentation
 from dinov2_jax.convert import export, names
 
 SIZES = ("resize=32", "crop=32", "batch_size=8")
-HEADS = ("steps=8", "rates=8.0", "blocks=1", "train_batch=1", "log_every=99")
+HEADS = ("steps=8", "rates=8.0", "blocks=1", "train_batch=8", "log_every=99")
 TASKS = {
     "knn": ("neighbors=1",),
     "logreg": ("number=1", "lowest=0", "highest=0", "held_out=0.3"),

@@ -115,7 +115,7 @@ def ask(moving, tmp_path_factory):
     state = names.backbone_to_official(peers.params(built), 8)
     export.write_safetensors(home / "model.safetensors", state, export.about(built))
     sizes = (f"resize={SIDE}", f"crop={SIDE}", "blocks=1", "frames=4", "log_every=100")
-    more = ("rates=1.0,8.0", "train_batch=16", "steps=200")
+    more = ("rates=1.0,8.0", "train_batch=128", "steps=200")
 
     def run(out, *told):
         given = [f"--weights={home / 'model.safetensors'}", f"--out={home / out}"]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, sharding, writing
-from dinov2_jax.cli import results, setting, training
+from dinov2_jax.cli import frozen, results, setting, training
 from dinov2_jax.cli.results import Job, Table
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import linear
@@ -22,7 +22,11 @@ SETTINGS = setting.Table(
     steps=Setting(
         12_500, "steps of the training; the paper's 10 x 1,250", setting.COUNT
     ),
-    train_batch=Setting(128, "images, or clips, of a step and a device", setting.COUNT),
+    train_batch=Setting(
+        1024,
+        "images, or clips, of a step, over all devices; the reference's 8 x 128",
+        setting.COUNT,
+    ),
     rates=Setting(
         linear.RATES, "learning rates at 256 images a step", setting.POSITIVE
     ),
@@ -40,7 +44,7 @@ Batches = Callable[[int, int, Mesh], Iterator[tuple[jax.Array, jax.Array]]]
 
 
 def check(s, depth: int) -> None:
-    """Raises ValueError for settings that cannot be.
+    """Raises ValueError for settings that cannot be, or devices that cannot share them.
 
     Args:
         s: with the names of SETTINGS.
@@ -51,6 +55,7 @@ def check(s, depth: int) -> None:
             f"blocks={s.blocks}; these weights have {depth}. Choose numbers from 1 to "
             f"{depth}, for example --set blocks=1,{min(4, depth)}."
         )
+    frozen.require_shared("train_batch", s.train_batch, sharding.make_mesh().size)
 
 
 def trained(
@@ -77,16 +82,15 @@ def trained(
         sharding.make_mesh(),
         linear.kinds(job.settings.blocks),
     )
-    batch = s.train_batch * mesh.size
-    rates = linear.scaled(s.rates, batch)
+    rates = linear.scaled(s.rates, s.train_batch)
     key = jax.random.key(s.seed)
     state = linear.start(key, kinds, width, len(classes), len(rates))
-    making = training.making(job, FREE) | {"batch": batch, "classes": list(classes)}
+    making = training.making(job, FREE) | {"classes": list(classes)}
     path = training.claim(job.out, making) / "state.msgpack"
     state, history = _restored(path, state)
     step = begin = int(state.step)
     shown = progress.Progress(begin, s.steps)
-    with contextlib.closing(batches(begin, batch, mesh)) as made:
+    with contextlib.closing(batches(begin, s.train_batch, mesh)) as made:
         for x, wanted in made:
             state, losses = linear.update(state, x, wanted, rates, kinds, s.steps)
             step += 1

@@ -11,8 +11,15 @@ from dinov2_jax import sharding
 from dinov2_jax.cli import evaluate_linear
 
 SETTINGS = {
-    **{"resize": 32, "crop": 32, "batch_size": 8, "limit": 28, "blocks": (1,)},
-    **{"steps": 3, "rates": (8.0,), "train_batch": 16, "log_every": 99},
+    "resize": 32,
+    "crop": 32,
+    "batch_size": 8,
+    "limit": 28,
+    "blocks": (1,),
+    "steps": 3,
+    "rates": (8.0,),
+    "train_batch": 16,
+    "log_every": 99,
 }
 SPECS = ("demo:train", "demo:val")
 

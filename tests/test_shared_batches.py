@@ -9,6 +9,7 @@ import pytest
 
 from dinov2_jax import sharding
 from dinov2_jax.cli import evaluate_linear
+from dinov2_jax.data import labelled, sources
 
 SETTINGS = {
     "resize": 32,
@@ -34,11 +35,26 @@ def test_one_device_trains_the_heads_of_eight(augment, tmp_path, monkeypatch):
         settings = SETTINGS | {"augment": augment}
         job = densefiles.job(evaluate_linear, backbone, SPECS, out, **settings)
         out.mkdir()
-        evaluate_linear.run(job)
+        assert evaluate_linear.run(job).data["train"]["images"] == 28
         heads.append(np.load(out / "head.npz"))
     assert heads[0]["kind"] == heads[1]["kind"]
     for name in ("kernel", "bias"):  # sums over devices are rounded in another order
         np.testing.assert_allclose(heads[0][name], heads[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_views_are_of_the_images_that_a_limit_leaves(tmp_path, monkeypatch):
+    make, seen = labelled.train_batches, []
+
+    def spied(source, **options):
+        seen.append([source.name(i) for i in range(len(source))])
+        return make(source, **options)
+
+    monkeypatch.setattr(labelled, "train_batches", spied)
+    backbone = densefiles.backbone(depth=1)
+    job = densefiles.job(evaluate_linear, backbone, SPECS, tmp_path, **SETTINGS)
+    evaluate_linear.run(job)
+    whole = sources.open_source(SPECS[0])
+    assert seen == [[whole.name(i * len(whole) // 28) for i in range(28)]]
 
 
 def test_the_default_is_the_references_batch_of_eight_devices():

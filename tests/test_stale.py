@@ -4,6 +4,7 @@ Each test evaluates, changes the data, and evaluates again, both in the same fol
 in fresh ones: these two agree, and differ from before.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from PIL import Image
 from dinov2_jax import __main__ as command
 from dinov2_jax.cli import evaluate_depth, evaluate_segmentation
 from dinov2_jax.convert import export, names
+from dinov2_jax.data import fingerprint, sources
 
 SIZES = ("resize=32", "crop=32", "batch_size=8")
 HEADS = ("steps=8", "rates=8.0", "blocks=1", "train_batch=8", "log_every=99")
@@ -167,7 +169,20 @@ def test_maps_that_change_are_learnt_anew(task, tmp_path):
     assert after == run("fresh") != before
 
 
-def test_results_are_kept_only_for_the_same_data(weights, tmp_path, capsys):
+def test_results_are_kept_only_for_the_same_data(
+    weights, tmp_path, capsys, monkeypatch
+):
+    calls = collections.Counter()
+
+    def counted(module, name):
+        real = getattr(module, name)
+
+        def count(one):
+            calls[name] += 1
+            return real(one)
+
+        monkeypatch.setattr(module, name, count)
+
     root = pictures(tmp_path / "data")
     suite = tmp_path / "suite.py"
     suite.write_text(
@@ -194,7 +209,10 @@ def get_config():
         texts = [(folder / "results.json").read_text() for folder in folders]
         return [json.loads(text)["metrics"] for text in texts]
 
+    counted(sources, "open_source")
+    counted(fingerprint, "of")
     before = run("out")
+    assert calls == {"open_source": 2, "of": 2}  # by two tasks that read three sets
     assert run("out") == before
     assert capsys.readouterr().err.count("is there already\n") >= 2
     blackened(root)

@@ -128,6 +128,29 @@ def test_a_training_on_other_data_is_set_aside(ask, tmp_path, capsys):
     assert (tmp_path / "out/training.old/state.msgpack").is_file()
 
 
+def test_weights_that_change_in_their_place_are_learnt_on_anew(
+    ask, weights, tmp_path, capsys
+):
+    root, other = pictures(tmp_path / "data"), tmp_path / "other.safetensors"
+    other.write_bytes(weights.read_bytes())
+    ask("linear", root, "out", f"--weights={other}")
+    ask("linear", root, "out")  # the same in another place
+    assert not (tmp_path / "out/training.old").exists()
+    ask("linear", root, "out", f"--weights={other}")
+    built = peers.model(patch_size=8, image_size=32, heads=6)
+    state = names.backbone_to_official(peers.params(built, seed=1), 8)
+    export.write_safetensors(other, state, export.about(built))
+    capsys.readouterr()
+    after = ask("linear", root, "out", f"--weights={other}")
+    assert "model.heads, weights_sha256 changed since the tr" in capsys.readouterr().err
+    assert after == ask("linear", root, "fresh", f"--weights={other}")
+    given = ["evaluate", "linear", f"--weights={weights}", f"--out={tmp_path / 'out'}"]
+    given += [f"--{x}=folder:{root / x}" for x in ("train", "val")]
+    given += [f"--set={x}" for x in (*SIZES, *TASKS["linear"])]
+    assert command.main(given) == 1
+    assert "different are model.heads, weights_sha256." in capsys.readouterr().err
+
+
 SMALL = {"steps": 4, "batch_size": 8, "warmup": 1, "log_every": 99, "test_batch": 8}
 KINDS = {
     evaluate_segmentation: {"crop": 64, "side": 128, "stride": 48, "lr": 0.02},

@@ -1,7 +1,8 @@
 """DINOv2 self-supervised pretraining in JAX.
 
 `load_backbone` gives a released or trained backbone as a Flax module with parameters,
-`load_head` a released head on its features; `embed` writes the features of a source to
+`load_head` a released head on its features; `save` writes a backbone for PyTorch, its
+libraries or a runtime; `embed` writes the features of a source to
 disk and `open_features` reads them.
 
 Letters of shapes: B images, G groups, V views (U of them the teacher's), N patches,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "load_backbone": "zoo",
     "load_head": "zoo",
+    "save": "convert.save",
     "embed": "cli.embed",
     "open_features": "shards",
 }

@@ -46,7 +46,7 @@ def default() -> ConfigDict:
     c.data.augment_on = ""
     c.data.canvas = 512
     c.data.resize = "pillow"  # how the host resizes crops: pillow, or simd (faster)
-    c.data.max_skipped = 0.2  # share of a step's records; a run stops above it
+    c.data.max_skipped = 0.2  # share of a process's records a step; a run stops above
 
     c.crops = ConfigDict()
     c.crops.global_size = 224  # pixels, a multiple of the patch size

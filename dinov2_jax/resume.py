@@ -81,7 +81,7 @@ def _read(path: pathlib.Path, shapes: Any) -> tuple[int, Any]:
         try:
             return SOUND, _content(path, shapes)
         except Exception as error:  # noqa: BLE001  Orbax raises whatever it met
-            failing, why = _failing(error), checkpoint.short(error)
+            failing, why = storage_fails(error), checkpoint.short(error)
         if attempt >= (ATTEMPTS if failing else 2):
             break
         log.warning("reading %s failed (%s); trying again", path, why)
@@ -110,7 +110,7 @@ def _content(path: pathlib.Path, shapes: Any) -> tuple[Any, dict]:
     return checkpoint.without_clock(state, shapes), note
 
 
-def _failing(error: BaseException | None) -> bool:
+def storage_fails(error: BaseException | None) -> bool:
     """Whether storage failed, here or in what an error came from."""
     while error is not None:
         missing = isinstance(error, FileNotFoundError)

@@ -230,3 +230,8 @@ def of_first(numbers: Sequence[int]) -> list[int]:
     own = (list(numbers) + [0] * length)[:length]
     sent = multihost_utils.broadcast_one_to_all(np.array(own, np.int32))
     return np.asarray(sent).tolist()
+
+
+def total(counts: Sequence[int]) -> list[int]:
+    """Sums of int32s over all processes, on each of them; all of them must ask."""
+    return [int(of_all(count).sum()) for count in counts]

@@ -13,15 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import checkpoint, download, errors, headfile, released
+from dinov2_jax import download, errors, headfile, released, runs
 from dinov2_jax.convert import adapt, infer, names, probes, read, tables
 from dinov2_jax.models import vit
 
 RELEASED, HEADS = released.RELEASED, released.HEADS
 """Names of released backbones and heads, see `released`."""
-
-PARTS = {"teacher": "teacher", "student": "params"}
-"""Name of a network -> its name in a checkpoint of ours."""
 
 
 def load_head(
@@ -95,12 +92,6 @@ def module(about: Mapping, **overrides) -> vit.ViT:
     return vit.ViT(**given)
 
 
-def shapes(built: vit.ViT) -> dict:
-    """Shapes of a module's parameters; nothing is computed."""
-    images = jax.ShapeDtypeStruct(_patch(built), jnp.float32)
-    return jax.eval_shape(built.init, jax.random.key(0), images)["params"]
-
-
 def _patch(built: vit.ViT) -> tuple[int, ...]:
     """Shape of the smallest image."""
     return (1, built.patch_size, built.patch_size, built.in_channels)
@@ -119,7 +110,7 @@ def read_any(
 
     Args:
         source: an official name, whose file is downloaded once; or the path of a file
-            or folder of any format, or of a workdir of a run.
+            or folder of any format; or a run's checkpoint, see `runs.place`.
         which, prefix, heads, partial: see `load_backbone`.
         image_size: pixels of the file's own position table, (rows, columns), where it
             is not square and the file does not tell.
@@ -134,7 +125,8 @@ def read_any(
             told["heads"] = RELEASED[name].about()["heads"]
         return read.read_weights(download.fetch(RELEASED[name].url), which, **told)
     path = pathlib.Path(source).expanduser()
-    if not path.exists():
+    run = runs.place(path)
+    if run is None and not path.exists():
         near = difflib.get_close_matches(str(source), RELEASED, 1, 0.8)
         hint = f"; did you mean {near[0]}?" if near else " such as dinov2_vits14_reg."
         raise errors.InputError(
@@ -142,13 +134,13 @@ def read_any(
             f".safetensors file, a Hugging Face folder, or a name{hint}"
         )
     with errors.at(path):
-        if not is_run(path):
+        if run is None:
             return read.read_weights(path, which, **told)
     if prefix is not None:
         raise errors.InputError(
             f"prefix={prefix!r} is for files; a run has which= teacher or student."
         )
-    return _of_run(path, which, heads)
+    return _of_run(run, which, heads)
 
 
 def tell(found: read.Weights, source: object, guess: bool = True) -> None:
@@ -163,15 +155,13 @@ def tell(found: read.Weights, source: object, guess: bool = True) -> None:
         print(f"{source}: {line}", file=sys.stderr)
 
 
-def is_run(path: pathlib.Path) -> bool:
-    """Whether a folder is a workdir of a run with a checkpoint of it."""
-    return any(p.name.isdigit() for p in (path / "checkpoints").glob("*"))
-
-
-def _of_run(folder: pathlib.Path, which: str, asked: int | None) -> read.Weights:
-    """The newest checkpoint's teacher or student, with what the config tells."""
-    if which not in PARTS:
-        raise errors.InputError(f"which={which!r}; choose one of {', '.join(PARTS)}.")
+def _of_run(run: runs.Place, which: str, asked: int | None) -> read.Weights:
+    """A checkpoint's teacher or student, with what the config tells."""
+    if which not in runs.PARTS:
+        raise errors.InputError(
+            f"which={which!r}; choose one of {', '.join(runs.PARTS)}."
+        )
+    folder = run.folder
     config = folder / "config.json"
     try:
         model = json.loads(config.read_text(encoding="utf-8"))["model"]
@@ -186,7 +176,7 @@ def _of_run(folder: pathlib.Path, which: str, asked: int | None) -> read.Weights
             f"{config} tells the patch size and heads of this run, but cannot be read "
             f"({error!r}); restore it."
         ) from error
-    params = checkpoint.load_params(folder / "checkpoints", PARTS[which])
+    params, lines = runs.load(run, which)
     params = jax.device_get(params)
     backbone = names.backbone_to_official(params.pop("backbone"), size["patch_size"])
     heads = {name: names.head_to_official(part) for name, part in params.items()}
@@ -196,7 +186,7 @@ def _of_run(folder: pathlib.Path, which: str, asked: int | None) -> read.Weights
         read.require_finite(backbone, heads)
     except ValueError as error:
         raise errors.InputError(f"{folder}: {error}") from error
-    return read.Weights(backbone, heads, about, "workdir")
+    return read.Weights(backbone, heads, about, "workdir", lines)
 
 
 def load_backbone(
@@ -306,7 +296,7 @@ def filled(
         source: what it was read from, for lines and errors.
     Raises: ValueError that lists what does not fit, unless partial and something does.
     """
-    template = shapes(built)
+    template = vit.shapes(built)
     match = names.match_backbone(state, template)
     if not match.whole:
         if not partial or not match.matched:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dinov2_jax import tree, zoo
+from dinov2_jax import tree
 from dinov2_jax.cli import frozen, results
 from dinov2_jax.data import demo
 from dinov2_jax.models import vit
@@ -29,7 +29,7 @@ def backbone(depth: int = 4):
         spread = 0.4 if name == "pos_embed" else spread
         return (spread * rng.normal(size=leaf.shape)).astype(np.float32)
 
-    params = tree.map_named(drawn, zoo.shapes(model))
+    params = tree.map_named(drawn, vit.shapes(model))
     return frozen.Backbone(model, params, "0" * 64)
 
 

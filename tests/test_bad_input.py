@@ -58,6 +58,10 @@ OVERRIDES = {
     "a weight of nothing": ("data.train=demo:train@0;demo:val@1", ["positive"]),
     "no such validation": ("data.val=folder:{here}/none", ["{here}/none"]),
     "validation undecoded": ("data.val=folder:{broken}", ["no decodable", "x.jpg"]),
+    "validation of other classes": (
+        "data.val=demo:val",
+        ["data.val has", "not among the 2 of train"],
+    ),
     "validation unlabelled": ("data.val=folder:{images}/a", ["data.val", "no labels"]),
     "a global crop": ("crops.global_size=18", ["global_size=18", "4", "16 or 20"]),
     "a local crop": ("crops.local_size=9", ["local_size=9", "choose 8 or 12"]),

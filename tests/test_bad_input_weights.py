@@ -4,7 +4,9 @@ import arrays
 import numpy as np
 import peers
 import pytest
+import tiny
 
+from dinov2_jax import config as settings
 from dinov2_jax.__main__ import main
 from dinov2_jax.cli import embed, evaluate
 from dinov2_jax.convert import timm
@@ -100,3 +102,25 @@ def test_embed_and_evaluate_load_what_convert_loads(tmp_path, capsys):
         8,
         12,
     )
+
+
+@pytest.mark.parametrize(
+    "what, choice, words",
+    [
+        ("a step that a run has not", "@7", "holds no checkpoint '7'; choose best or"),
+        ("the best of a run without accuracies", "@best", "so that none is the best"),
+        ("a damaged checkpoint", "@5", "/5 cannot be read ("),
+        ("a run whose checkpoints are all damaged", "", "/5 cannot be read ("),
+    ],
+)
+def test_checkpoints_that_cannot_be_used_are_one_line(
+    tmp_path, capsys, told, what, choice, words
+):
+    (tmp_path / "run" / "checkpoints" / "5" / "state").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text(settings.to_json(tiny.config()))
+    out = tmp_path / "out.pth"
+    source = f"{tmp_path / 'run'}{choice}"
+    assert main(["convert", f"--from={source}", "--to=safetensors", str(out)]) == 1
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert words in said and not out.exists()
+    told(what, said)

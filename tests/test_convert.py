@@ -70,7 +70,8 @@ def test_safetensors_and_stablehlo_need_no_other_package(source, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             for name, module in blocked.items():
                 patch.setitem(sys.modules, name, module)
-            assert convert(source, kind, out) == 0
+            alone = kind in ("safetensors", "stablehlo")
+            assert convert(source, kind, out, *["--no-check"] * (not alone)) == 0
         assert out.exists()
 
 
@@ -79,9 +80,13 @@ def test_a_missing_package_is_named_with_its_extra(
 ):
     for name in ("torch", "transformers", "onnx"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert convert(source, "huggingface", tmp_path / "model") == 0
+    out = tmp_path / "model"
+    assert convert(source, "huggingface", out) == 1 and not out.exists()
     told = capsys.readouterr().err
-    assert "tensors alone, features not" in told and "dinov2_jax[peers]" in told
+    assert "cannot be compared: transformers" in told and "dinov2_jax[peers]" in told
+    assert "add --no-check to keep it" in told and "nothing is kept" in told
+    assert convert(source, "huggingface", out, "--no-check") == 0 and out.exists()
+    assert "tensors alone, features not (--no-check)" in capsys.readouterr().err
     assert convert(source, "official", tmp_path / "model.pth") == 1
     assert "dinov2_jax[torch]" in capsys.readouterr().err
     assert convert(source, "onnx", tmp_path / "model.onnx") == 1
@@ -147,8 +152,9 @@ def test_the_position_grid_is_resized_as_the_model_would(source, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--to=official", "--image-size=50"], "no multiple of the patch"),
-        (["--to=timm", "--image-size=42x70"], "square"),
+        (["--to=official", "--image-size=50"], "not a multiple of the patch"),
+        (["--to=official", "--image-size=42x70"], "has no official form"),
+        (["--to=huggingface", "--image-size=42x70"], "has no huggingface form"),
         (["--to=official", "--heads"], "holds no heads"),
         (["--to=official", "--chunks=3"], "do not split into 3 chunks"),
     ],
@@ -160,7 +166,7 @@ def test_what_cannot_be_made_is_said(source, tmp_path, capsys, options, message)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--heads", "--chunks=2", "--batch=0"])
+@pytest.mark.parametrize("option", ["--heads", "--chunks=2", "--batch=0", "--dynamic"])
 def test_an_option_of_another_format_is_refused(source, tmp_path, option, capsys):
     with pytest.raises(SystemExit):
         convert(source, "timm", tmp_path / "out", option)

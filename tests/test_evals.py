@@ -127,35 +127,6 @@ def test_the_spread_of_unit_rows_is_one_on_the_sphere_and_zero_when_equal():
     assert metrics.unit_std(np.zeros((5, 3))) == 0
 
 
-def test_raw_pixels_are_means_of_cells():
-    images = np.random.default_rng(0).integers(0, 256, (2, 13, 9, 3), np.uint8)
-    got = metrics.raw_pixels(images, side=2)
-    want = np.stack(
-        [
-            images[:, a : a + 6, b : b + 4].reshape(2, -1, 3).mean(1)
-            for a in (0, 6)
-            for b in (0, 4)
-        ],
-        axis=1,
-    ).reshape(2, -1)
-    np.testing.assert_allclose(got, want, atol=1e-3)  # float32 means of 0..255
-    with pytest.raises(ValueError, match="13x9 are smaller than 10x10"):
-        metrics.raw_pixels(images, side=10)
-
-
-@pytest.mark.parametrize("bins", [1, 3, 8, 256])
-def test_color_histograms_count_every_pixel_once(bins):
-    images = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), np.uint8)
-    images[0, 0, 0] = 255
-    if bins == 256:
-        images = images[:, :1, :1]
-    got = metrics.color_histograms(images, bins)
-    assert got.shape == (2, bins**3)
-    assert (got.sum(1) == images[0, ..., 0].size).all()
-    code = (images[0, 0, 0].astype(int) * bins // 256) @ [bins**2, bins, 1]
-    assert code == bins**3 - 1 and got[0, code] >= 1
-
-
 def part(ids, side=4):
     """A batch whose images hold their record number."""
     ids = np.asarray(ids)

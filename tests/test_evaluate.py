@@ -126,7 +126,7 @@ def test_k_nn_is_that_of_scikit_learn_on_the_same_features(ask, rows, tmp_path):
 
 
 def test_logistic_regression_is_that_of_scikit_learn(ask, rows):
-    sweep = ("number=3", "lowest=-1", "highest=3", "block=1")
+    sweep = ("number=3", "lowest=-1", "highest=3")
     code, about = ask("logreg", *(f"--set={x}" for x in sweep))
     (x, y), (others, labels) = rows
     assert code == 0
@@ -313,7 +313,7 @@ def many(digits):
 
 
 def test_images_of_many_labels_are_judged_as_by_scikit_learn(ask, rows, many):
-    sweep = ("metric=map", "number=2", "lowest=0", "highest=1", "block=1")
+    sweep = ("metric=map", "number=2", "lowest=0", "highest=1")
     files = [f"--labels={x}={many / x}.json" for x in ("train", "val")]
     code, about = ask("logreg", *(f"--set={x}" for x in sweep), *files)
     assert code == 0 and about["metric"] == "map"

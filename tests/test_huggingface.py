@@ -138,7 +138,7 @@ def test_autoimageprocessor_is_the_official_evaluation_transform(tmp_path):
     transforms = peers.package("torchvision.transforms")
     from PIL import Image
 
-    model = peers.model()
+    model = peers.model(image_size=224)
     export.write_huggingface(tmp_path / "m", peers.official(model), export.about(model))
     pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
     image = Image.fromarray(pixels).resize((375, 300), Image.Resampling.BICUBIC)

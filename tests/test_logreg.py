@@ -37,7 +37,7 @@ CS = [1e-2, 1.0, 100.0]
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_loss_and_predictions_are_those_of_scikit_learn(digits, dtype):
     x, y, others, labels = digits
-    found = logreg.fit(x, y, 10, CS, dtype=dtype, block=2)
+    found = logreg.fit(x, y, 10, CS, dtype=dtype)
     guessed = logreg.guesses(found, others)
     for number, c in enumerate(CS):
         model, loss = theirs(x, y, c)
@@ -52,27 +52,27 @@ def test_loss_and_predictions_are_those_of_scikit_learn(digits, dtype):
 
 def test_both_precisions_agree(digits):
     x, y, others, _ = digits
-    double, single = (
-        logreg.fit(x, y, 10, CS, dtype=d, block=2) for d in ("float64", "float32")
-    )
+    double, single = (logreg.fit(x, y, 10, CS, dtype=d) for d in ("float64", "float32"))
     np.testing.assert_allclose(single.loss, double.loss, rtol=1e-4, atol=1e-6)
     same = logreg.guesses(single, others) == logreg.guesses(double, others)
     assert same.mean() > 0.999
     assert double.kernel.dtype == np.float64 and not jax.config.jax_enable_x64
 
 
-def test_blocks_of_c_change_nothing(digits):
+def test_a_c_that_starts_from_another_ends_where_it_does_alone(digits):
     x, y, _, _ = digits
-    parts = [logreg.fit(x, y, 10, CS, block=block) for block in (1, 2)]
-    assert parts[0].kernel.shape == parts[1].kernel.shape == (3, 64, 10)
-    # each stops by its own rule; where, depends on rounding
-    np.testing.assert_allclose(parts[0].loss, parts[1].loss, rtol=1e-9)
-    np.testing.assert_allclose(parts[0].kernel[:2], parts[1].kernel[:2], atol=1e-4)
+    together = logreg.fit(x, y, 10, CS[::-1])
+    assert together.kernel.shape == (3, 64, 10)
+    for number, c in enumerate(CS[::-1]):
+        alone = logreg.fit(x, y, 10, [c])
+        # each stops by its own rule; where, depends on the way there
+        assert together.loss[number] == pytest.approx(alone.loss[0], rel=1e-11)
+        np.testing.assert_allclose(together.kernel[number], alone.kernel[0], atol=1e-4)
 
 
 def test_c_is_chosen_on_rows_held_out_and_all_rows_are_fitted_again(digits):
     x, y, others, _ = digits
-    found = logreg.sweep(x, y, 10, CS, held_out=0.1, seed=3, block=2)
+    found = logreg.sweep(x, y, 10, CS, held_out=0.1, seed=3)
     order = np.random.default_rng(3).permutation(len(x))
     out, rest = order[:30], order[30:]
     shares = [theirs(x[rest], y[rest], c)[0].score(x[out], y[out]) for c in CS]

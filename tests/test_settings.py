@@ -25,7 +25,7 @@ OUT_OF_RANGE = {
     ),
     "logreg": (
         *("iterations=-3", "iterations=0", "number=0", "held_out=0", "held_out=1"),
-        *("lowest=-31", "highest=1e999", "tolerance=-1", "block=0", "dtype=float16"),
+        *("lowest=-31", "highest=1e999", "tolerance=-1", "dtype=float16"),
         *("metric=top5",),
     ),
     "retrieval": ("recall=0", "shown=-1", "shown=0", "pictures=-1", "protocol=mine"),

@@ -41,6 +41,23 @@ def started(workdir, number: int, *more: str, devices: int = DEVICES) -> list:
     return found
 
 
+def scripted(code: str, number: int) -> list:
+    """The processes of a script, each of which is told its index."""
+    with socket.create_server(("localhost", 0)) as free:
+        address = f"localhost:{free.getsockname()[1]}"
+    keys = processes.KEYS
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(index)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | dict(zip(keys, (address, str(number), str(index)))),
+        )
+        for index in range(number)
+    ]
+
+
 def finished(run: list) -> list[tuple[int, str]]:
     """(exit code, what it said) of every process."""
     said = [process.communicate()[0] for process in run]
@@ -136,19 +153,7 @@ if sys.argv[1] == "1":
 import time
 time.sleep(60)
 """
-    with socket.create_server(("localhost", 0)) as free:
-        address = f"localhost:{free.getsockname()[1]}"
-    run = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | dict(zip(processes.KEYS, (address, "2", str(index)))),
-        )
-        for index in range(2)
-    ]
-    (code, told), (other, said) = finished(run)
+    (code, told), (other, said) = finished(scripted(code, 2))
     assert code == 1 and other == 1
     assert "Traceback" in said and "the disk is on fire" in said
     assert "process 1 of 2 ended: RuntimeError: the disk is on fire" in told

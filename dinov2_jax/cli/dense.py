@@ -191,14 +191,22 @@ def inputs(job: Job, opened: Callable[[str], Any]) -> dict[str, Any]:
     Raises: ValueError, before anything is opened, if the devices cannot share a batch.
     """
     if not job.settings.head:
-        size = sharding.make_mesh().size
-        frozen.require_shared("batch_size", job.settings.batch_size, size)
+        _check_batch(job.settings, sharding.make_mesh())
     require_lengths(job.settings, betas=2)
     found = {"val": opened(job.val)}
     if not job.settings.head:
         return {"train": opened(job.train)} | found
     head = pathlib.Path(job.settings.head)
     return found | ({"head": head} if head.expanduser().is_file() else {})
+
+
+def _check_batch(s: types.SimpleNamespace, mesh: Mesh) -> None:
+    """Raises ValueError if the devices cannot share a batch."""
+    if s.batch_size % mesh.size:
+        raise errors.InputError(
+            f"batch_size={s.batch_size} does not divide over {mesh.size} devices; "
+            "choose a multiple of their number."
+        )
 
 
 def _batches(source, views, s, begin: int, stop: int) -> Iterator:

@@ -44,7 +44,11 @@ def arguments(given: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--weights", required=True, help="an official name, a workdir, any file")
+    add(
+        "--weights",
+        required=True,
+        help="an official name, a workdir, RUN@best, RUN@STEP, or any file",
+    )
     add("--name", help="official name that the weights must fit")
     add("--data", required=True, help="source, as config.data.train")
     add("--out", required=True, type=pathlib.Path, help="folder of the features")

@@ -66,7 +66,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("task", choices=(*TASKS, "all", "table"), metavar="TASK")
     add("folders", nargs="*", type=pathlib.Path, help="of table: folders of results")
-    add("--weights", help="an official name, a workdir, any file")
+    add(
+        "--weights", help="an official name, a workdir, RUN@best, RUN@STEP, or any file"
+    )
     add("--name", help="official name that the weights must fit")
     backbone_options.add(parser)
     add("--image-size", type=backbone_options.size, help="as of dinov2-jax embed")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax import errors, sharding
+from dinov2_jax import errors
 from dinov2_jax.cli import doubts, frozen, heads, predictions, results, setting
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.cli.setting import Setting
@@ -156,7 +156,7 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
         with contextlib.closing(made):
             for part in made:
                 frozen.require_labels(job.train, part.labels, len(train.classes))
-                images, labels = sharding.put((part.images, part.labels), mesh)
+                images, labels = heads.put(part.images, part.labels, mesh)
                 yield apply(images)[kind], labels
 
     return batches

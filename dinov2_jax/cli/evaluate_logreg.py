@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import doubts, frozen, manylabel, predictions, setting
+from dinov2_jax.cli import doubts, frozen, manylabel, predictions, setting, sweeps
 from dinov2_jax.cli.results import Job, Outcome, classified
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.evals import knn, logreg, metrics
+from dinov2_jax.evals import knn, logreg, metrics, strengths
 from dinov2_jax.evals import manylabel as evals
 
 METRICS = ("top1", "mean_per_class", *manylabel.METRICS)
@@ -26,7 +26,6 @@ SETTINGS = frozen.IMAGES | setting.Table(
         "number format of the fit; float32 is for accelerators",
         setting.choice(*logreg.DTYPES),
     ),
-    block=Setting(15, "values of C at once", setting.COUNT),
     metric=Setting(
         "top1",
         "what counts; map and map11 where images have several labels",
@@ -71,14 +70,13 @@ def run(job: Job) -> Outcome:
     if s.normalize:
         rows = [np.asarray(knn.unit_rows(x)) for x in rows]
     settings = {
-        "cs": 10 ** np.linspace(s.lowest, s.highest, s.number),
+        "cs": sweeps.values(s),
         "held_out": s.held_out,
         "seed": s.seed,
         "iterations": s.iterations,
         "tolerance": s.tolerance,
         "dtype": s.dtype,
-        "block": s.block,
-    }
+    } | sweeps.resumed(job, s.metric if many else "top1")
     if many:
         return manylabel.run(job, {"train": train, "val": val}, rows, **settings)
     count = len(train.source.classes)
@@ -107,7 +105,7 @@ def run(job: Job) -> Outcome:
 
 
 def _predicted(
-    fitted: logreg.Fit, rows: np.ndarray, block: int = 8192
+    fitted: strengths.Fit, rows: np.ndarray, block: int = 8192
 ) -> tuple[np.ndarray, np.ndarray]:
     """(class [n], its probability [n]) of rows by the first classifier."""
     parts = [

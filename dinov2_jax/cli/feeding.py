@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import errors, sharding
 from dinov2_jax.cli import assemble, workdir
-from dinov2_jax.data import pipeline, rules
+from dinov2_jax.data import build, pipeline, rules
 from dinov2_jax.data.batch import Batch
 from dinov2_jax.data.record import Source
 from dinov2_jax.viz import crops
@@ -25,7 +25,7 @@ def batches(
     source: Source,
     start: int,
 ) -> Iterator[tuple[Any, int, int]]:
-    """Batches on the devices, records skipped in each, and reads tried again.
+    """Batches on the devices, with what this process alone met in each.
 
     Where the devices cut the crops, that is dispatched right behind the transfer: both
     run while the step before is at work.
@@ -39,14 +39,44 @@ def batches(
         folder: the workdir; takes the picture and skipped.txt.
         source: where the images come from.
         start: steps done before.
-    Raises: ValueError if more than `data.max_skipped` of a step's records cannot be
-        decoded.
+    Returns: an iterator of (batch, records skipped in this process's share of it, reads
+        tried again).
+    Raises: ValueError if more than `data.max_skipped` of a process's share of a step's
+        records cannot be decoded.
     """
-    d, t = config.data, config.train
+    most, processes = config.data.max_skipped, jax.process_count()
+    share = config.train.batch_size // processes
+    whose = f" of process {jax.process_index()}" if processes > 1 else ""
     skipped = workdir.SkippedRecords(folder, source)
-    canvas = assemble.canvas(config)
-    cut = None if canvas is None else assemble.cutter(config, mesh)
-    made = pipeline.train_batches(
+    cut = None
+    if assemble.canvas(config) is not None:
+        cut = assemble.cutter(config, mesh)
+    for step, built in enumerate(_built(config, patch_size, source, start), start):
+        lost = skipped.add(built.skipped)
+        if lost > most * share:
+            raise errors.InputError(
+                f"{lost} of {share} records of a step{whose} cannot be decoded, more "
+                f"than data.max_skipped={most}; see {skipped.path}."
+            )
+        batch = sharding.put(built.batch, mesh)
+        if cut is not None:
+            batch = batch.cropped(*cut(batch.images, batch.draws))
+        if step == 0 and jax.process_index() == 0:
+            workdir.save_picture(folder, "crops", _picture(batch, patch_size))
+        yield batch, lost, built.retries
+
+
+def check(config: ConfigDict, patch_size: int, source: Source) -> None:
+    """Raises ValueError unless batches can be built as the config says; reads none."""
+    _built(config, patch_size, source, 0).close()
+
+
+def _built(
+    config: ConfigDict, patch_size: int, source: Source, start: int
+) -> Iterator[build.Built]:
+    """This process's parts of the batches from step `start` on, on the host."""
+    d, t = config.data, config.train
+    return pipeline.train_batches(
         source,
         multicrop=assemble.multicrop(config),
         patch_size=patch_size,
@@ -64,23 +94,10 @@ def batches(
         prefetch=d.prefetch,
         max_pixels=d.max_pixels,
         attempts=d.attempts,
-        canvas=canvas,
+        canvas=assemble.canvas(config),
         resize=d.resize,
         rules=rules.of(d.range, d.damaged),
     )
-    for step, built in enumerate(made, start):
-        lost = skipped.add(built.skipped)
-        if lost > d.max_skipped * t.batch_size:
-            raise errors.InputError(
-                f"{lost} of {t.batch_size} records of a step cannot be decoded, more "
-                f"than data.max_skipped={d.max_skipped}; see {skipped.path}."
-            )
-        batch = sharding.put(built.batch, mesh)
-        if cut is not None:
-            batch = batch.cropped(*cut(batch.images, batch.draws))
-        if step == 0 and jax.process_index() == 0:
-            workdir.save_picture(folder, "crops", _picture(batch, patch_size))
-        yield batch, lost, built.retries
 
 
 def _picture(batch: Batch, patch_size: int, most: int = 6) -> np.ndarray:

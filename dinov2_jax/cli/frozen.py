@@ -159,15 +159,6 @@ def require_crop(backbone: Backbone, settings: types.SimpleNamespace) -> None:
     embed_checks.crop_in_image(settings.resize, settings.crop)
 
 
-def require_shared(key: str, batch: int, devices: int) -> None:
-    """Raises ValueError, naming the setting, if devices cannot share a batch."""
-    if batch % devices:
-        raise errors.InputError(
-            f"{key}={batch} does not divide over {devices} devices; choose a multiple "
-            "of their number."
-        )
-
-
 def require_file(option: str, path: pathlib.Path) -> None:
     """Raises ValueError, naming the option, unless a path is that of a file."""
     if not path.expanduser().is_file():

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax import errors, sharding, writing
-from dinov2_jax.cli import frozen, results, setting, training
+from dinov2_jax.cli import results, setting, training
 from dinov2_jax.cli.results import Job, Table
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.evals import linear
@@ -24,7 +24,7 @@ SETTINGS = setting.Table(
     ),
     train_batch=Setting(
         1024,
-        "images, or clips, of a step, over all devices; the reference's 8 x 128",
+        "images, or clips, of a step, over all devices; the paper's 8 x 128",
         setting.COUNT,
     ),
     rates=Setting(
@@ -40,11 +40,12 @@ FREE = ("batch_size", "workers", "threads", "save_every", "log_every", "val_ever
 """Settings that a training which goes on may change."""
 
 Batches = Callable[[int, int, Mesh], Iterator[tuple[jax.Array, jax.Array]]]
-"""(first step, batch, mesh) -> inputs [b F] and labels [b] of the steps from it on."""
+"""(first step, batch, mesh) -> inputs [b' F] and labels [b'] of the steps from it on, the
+batch and what fills it up, as of `put`."""
 
 
 def check(s, depth: int) -> None:
-    """Raises ValueError for settings that cannot be, or devices that cannot share them.
+    """Raises ValueError for settings that cannot be.
 
     Args:
         s: with the names of SETTINGS.
@@ -55,7 +56,6 @@ def check(s, depth: int) -> None:
             f"blocks={s.blocks}; these weights have {depth}. Choose numbers from 1 to "
             f"{depth}, for example --set blocks=1,{min(4, depth)}."
         )
-    frozen.require_shared("train_batch", s.train_batch, sharding.make_mesh().size)
 
 
 def trained(
@@ -116,9 +116,19 @@ def from_rows(rows: np.ndarray, labels: np.ndarray, seed: int, steps: int) -> Ba
             order = np.random.default_rng([seed, step // per]).permutation(len(rows))
             first = step % per * batch
             chosen = np.take(order, range(first, first + batch), mode="wrap")
-            yield sharding.put((rows[chosen], labels[chosen]), mesh)
+            yield put(rows[chosen], labels[chosen], mesh)
 
     return batches
+
+
+def put(
+    inputs: np.ndarray, labels: np.ndarray, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """A batch over all devices; where they do not divide it, labels of -1 fill it up."""
+    fill = -len(labels) % mesh.size
+    inputs = np.pad(inputs, [(0, fill)] + [(0, 0)] * (inputs.ndim - 1))
+    labels = np.pad(labels, (0, fill), constant_values=-1)
+    return sharding.put((inputs, labels), mesh)
 
 
 def chosen_of(right: dict[str, np.ndarray], s) -> tuple[tuple[str, int], dict]:

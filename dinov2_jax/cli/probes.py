@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax import errors, features
-from dinov2_jax.cli import workdir
-from dinov2_jax.data import pipeline, rules
+from dinov2_jax.cli import frozen, workdir
+from dinov2_jax.data import classes, pipeline, rules
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.data.record import Source
 from dinov2_jax.evals import knn, metrics
@@ -18,14 +18,30 @@ from dinov2_jax.models import vit
 from dinov2_jax.viz import pca
 
 
-def require_labels(train: Source, val: Source) -> None:
-    """Raises ValueError if one of the two has no classes, which k-NN needs."""
+def require_labels(train: Source, val: Source, limit: int) -> None:
+    """Raises ValueError unless both have labels, those of val among those of train.
+
+    Where a source knows the labels of its images without reading them, each of the
+    `limit` images that will be measured must have one.
+    """
     for name, source in (("train", train), ("val", val)):
         if not source.classes:
             raise errors.InputError(
                 f"config.data.{name} has no labels, which the in-run k-NN needs; use "
                 "class folders or set config.eval.every=0."
             )
+        labels = getattr(source, "labels", None)
+        if labels is not None:
+            labels = labels[frozen.chosen(len(labels), limit)]
+            frozen.require_labels(f"config.data.{name}", labels, len(source.classes))
+    classes.numbers(train.classes, val.classes, "config.data.val")
+
+
+BASELINES = {
+    "raw_pixels_top1": metrics.raw_pixels,
+    "color_histogram_top1": metrics.color_histograms,
+}
+"""Features of 8 x 8 pixels and of colours: what no network can do."""
 
 
 class TeacherProbe:
@@ -72,25 +88,34 @@ class TeacherProbe:
             rules=rules.of(d.range, d.damaged),
         )
 
-    def extract(self, apply, source: Source):
-        """Features, labels and record numbers of a whole split, up to `eval.limit`."""
-        e = self.config.eval
+    def extract(self, apply, split: str) -> tuple[Any, np.ndarray]:
+        """Features of a whole split, up to `eval.limit`, and their training classes."""
+        e, source = self.config.eval, {"train": self.train, "val": self.val}[split]
         batches = self.batches(source, e.batch_size, e.limit)
-        return features.extract(apply, batches, self.mesh)
+        found, labels, _ = features.extract(apply, batches, self.mesh)
+        spec = f"config.data.{split}"
+        frozen.require_labels(spec, labels, len(source.classes))
+        numbers = classes.numbers(self.train.classes, source.classes, spec)
+        return found, numbers[labels]
 
     def measure(self, state: Any) -> dict[str, float]:
         """k-NN and spread of the teacher's features; at step 0 also of plain pixels."""
         params, e = state.teacher["backbone"], self.config.eval
+        baselines = BASELINES if int(state.step) == 0 else {}
 
-        def cls(images):
-            return self.forward(params, images)["cls"]
+        def apply(images):
+            own = {"top1": self.forward(params, images)["cls"]}
+            return own | {name: f(images) for name, f in baselines.items()}
 
-        train, train_labels, _ = self.extract(cls, self.train)
-        val, val_labels, _ = self.extract(cls, self.val)
-        found = self.score(train, train_labels, val, val_labels)
+        train, train_labels = self.extract(apply, "train")
+        val, val_labels = self.extract(apply, "val")
+        found = self.score(train["top1"], train_labels, val["top1"], val_labels)
+        for name in baselines:
+            plain = self.score(train[name], train_labels, val[name], val_labels)
+            found[f"knn/{name}"] = plain["knn/top1"]
         found |= {
-            "health/feature_std": metrics.unit_std(val.astype(np.float32)),
-            "health/effective_rank": metrics.effective_rank(val),
+            "health/feature_std": metrics.unit_std(val["top1"].astype(np.float32)),
+            "health/effective_rank": metrics.effective_rank(val["top1"]),
         }
         patches, images = self.some_patches(params)
         flat = patches.reshape(-1, patches.shape[-1]).astype(np.float32)
@@ -103,8 +128,6 @@ class TeacherProbe:
             workdir.save_picture(self.folder, "pca", picture)
             if int(state.step) == 0:
                 workdir.save_picture(self.folder, "pca_untrained", picture)
-        if int(state.step) == 0:
-            found |= self.baselines()
         return found
 
     def score(self, train, train_labels, val, val_labels) -> dict[str, float]:
@@ -137,21 +160,3 @@ class TeacherProbe:
         batches = self.batches(self.val, number, number)
         found, _, _ = features.extract(patches, batches, self.mesh)
         return found["patches"], found["images"]
-
-    def baselines(self) -> dict[str, float]:
-        """k-NN of raw 8x8 pixels and of colour histograms: what no network can do."""
-        plain = {
-            "raw_pixels": metrics.raw_pixels,
-            "color_histogram": metrics.color_histograms,
-        }
-        splits = []
-        for source in (self.train, self.val):
-            images, labels, _ = self.extract(lambda x: x, source)
-            splits.append(({k: f(images) for k, f in plain.items()}, labels))
-        (train, train_labels), (val, val_labels) = splits
-        return {
-            f"knn/{name}_top1": self.score(
-                train[name], train_labels, val[name], val_labels
-            )["knn/top1"]
-            for name in plain
-        }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax import checkpoint, errors, tree, zoo
+from dinov2_jax import errors, runs, tree, zoo
 from dinov2_jax.cli import assemble
 from dinov2_jax.convert import adapt, finite, names, read
 from dinov2_jax.models import dino, posembed, vit
@@ -74,8 +74,11 @@ def _read(
         )
     path = pathlib.Path(init.weights).expanduser()
     try:
-        if zoo.is_run(path):
-            given = checkpoint.load_params(path / "checkpoints")
+        run = runs.place(path)
+        if run is not None:
+            given, lines = runs.load(run)
+            for line in lines if say and jax.process_index() == 0 else ():
+                print(f"init.weights={init.weights}: {line}", file=sys.stderr)
             finite.require(dict(zip(tree.names(given), jax.tree.leaves(given))))
             return given
         how = {"prefix": init.prefix or None, "heads": init.heads or None}

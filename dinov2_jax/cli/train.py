@@ -94,6 +94,7 @@ def main(given: list[str]) -> int:
             options.workdir, config, options.allow_config_change, options.restart
         )
     train, val = open_sources(config, options.workdir)
+    feeding.check(config, model.backbone.patch_size, train)
     if config.init.weights and not any(options.workdir.glob("checkpoints/[0-9]*")):
         starting.check(config, model)
     lock = (
@@ -126,7 +127,7 @@ def open_sources(config: ConfigDict, folder: pathlib.Path):
         return train, None
     val = sources.open_source(config.data.val, cache_dir=cache)
     pipeline.require_decodable(val, max_pixels=d.max_pixels, rules=told)
-    probes.require_labels(train, val)
+    probes.require_labels(train, val, config.eval.limit)
     return train, val
 
 
@@ -187,6 +188,7 @@ def pretrain(
             guard=loop.Guard(
                 t.max_rejected, functools.partial(replay.keep, folder), tally
             ),
+            total=sharding.total,
             log_every=t.log_every,
             save_every=c.every,
             probes=watchers(config, model.backbone, mesh, folder, train, val),

@@ -63,6 +63,7 @@ NUMERIC = (
     "cli/heads.py",
     "cli/manylabel.py",
     "cli/storing.py",
+    "cli/sweeps.py",
     "cli/windows.py",
 )
 """Files whose change may change a feature or a metric."""

@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from dinov2_jax import errors
 from dinov2_jax.convert import (
+    adapt,
+    export,
     huggingface,
     infer,
     mapped,
@@ -21,9 +24,10 @@ from dinov2_jax.convert import (
     peers,
     read,
     stablehlo,
+    tables,
     timm,
 )
-from dinov2_jax.models import vit
+from dinov2_jax.models import layers, vit
 
 PEERS = {
     "official": peers.official,
@@ -124,6 +128,14 @@ def _read_back(
     return [ours(model, again, images) for images in stacks]
 
 
+def sizes(own: tuple[int, int], patch: int, dynamic: bool) -> list[tuple[int, int]]:
+    """Image sizes on which a file is compared: the model's own, or three of them."""
+    rows, columns = own
+    smaller = max(rows // patch // 2, 1) * patch
+    others = [(rows + 2 * patch, columns + patch), (smaller, columns)]
+    return [own, *(others if dynamic else [])]
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensors:
     """Which tensors of a source a file gives back, bit for bit."""
@@ -182,6 +194,57 @@ def tensors(
     if kind != "onnx":  # whose graph has constants of its own
         lost += sorted(set(found) - set(wanted))
     return Tensors(len(wanted), lost)
+
+
+def architecture(kind: str, path: pathlib.Path) -> tuple[dict, str]:
+    """Arguments of `ViT` that a file itself tells, and a line if heads are a guess."""
+    if kind == "onnx":
+        return onnx.about(path), ""
+    if kind == "stablehlo":
+        return stablehlo.about(path), ""
+    again = read.read_weights(path)
+    return again.about, again.guess
+
+
+def _computes(about: Mapping) -> dict:
+    """What arguments of `ViT` make a backbone compute, in one form."""
+    hidden = int(about["width"] * about["mlp_ratio"])
+    gated = about["ffn"] == "swiglu"
+    return {key: about.get(key) for key in export.DESCRIBING} | {
+        "layerscale": about["layerscale"] is not None,
+        "image_size": adapt.pair(about["image_size"]),
+        "mlp_ratio": layers.swiglu_hidden(hidden) if gated else hidden,
+    }
+
+
+def written(
+    kind: str,
+    path: pathlib.Path,
+    model: vit.ViT,
+    params: Mapping,
+    backbone: Mapping[str, np.ndarray],
+    heads: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> tuple[Tensors, dict]:
+    """Read a file back that was written for a model.
+
+    Args:
+        kind, path, backbone, params, heads: as of `tensors`.
+        model: whose weights they are.
+    Returns: how its tensors compare, and the arguments of `ViT` that it tells.
+    Raises: ValueError if it does not give the tensors or the architecture back.
+    """
+    equal = tensors(kind, path, backbone, params, heads)
+    broken = set(equal.lost) - folded(kind, model.registers)
+    told, guess = architecture(kind, path)
+    theirs, own = _computes(told), _computes(export.about(model))
+    broken |= {key for key in own if theirs[key] != own[key]}
+    broken |= {"heads"} if guess else set()
+    if broken:
+        raise errors.InputError(
+            f"{path.name} does not give back {tables.some(broken)}; nothing is kept. "
+            "This is a mistake of the converter: please report it."
+        )
+    return equal, told
 
 
 def same(a: np.ndarray | None, b: np.ndarray) -> bool:

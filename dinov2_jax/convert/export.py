@@ -122,6 +122,8 @@ def write_huggingface(
 ) -> None:
     """A folder that `AutoModel` and `AutoImageProcessor` of `transformers` load.
 
+    It has no image processor for other than 3 channels, see `huggingface.processor`.
+
     Args:
         folder: folder to make.
         backbone: official names, blocks unchunked.
@@ -132,10 +134,13 @@ def write_huggingface(
     tensors = huggingface.from_official(backbone)
     config["torch_dtype"] = str(next(iter(tensors.values())).dtype)
     folder.mkdir(parents=True)
+    processor = huggingface.processor(about)
     for name, content in (
         ("config.json", config),
-        ("preprocessor_config.json", huggingface.processor()),
+        ("preprocessor_config.json", processor),
     ):
+        if content is None:
+            continue
         text = json.dumps(content, indent=2) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors, about)

@@ -270,20 +270,28 @@ def _whole(key: str, value: object) -> bool:
     return isinstance(value, int)
 
 
-def processor() -> dict:
+def processor(about: Mapping) -> dict | None:
     """Contents of `preprocessor_config.json`: the official evaluation transform.
 
-    The short side to 256 by bicubic interpolation, the central 224 x 224, [0, 1], and
-    ImageNet's mean and standard deviation.
+    The short side to 8/7 of the crop by bicubic interpolation, the central crop, [0, 1],
+    and ImageNet's mean and standard deviation.
+
+    Args:
+        about: arguments of `ViT`: in_channels and image_size, the crop, at which
+            positions are those of the table and `transformers` resizes nothing.
+    Returns: None where mean and standard deviation are not known: not for 3 channels.
     """
+    if about.get("in_channels", 3) != 3:
+        return None
+    side = about.get("image_size", 518)
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": 256},
+        "size": {"shortest_edge": round(side * 8 / 7)},
         "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
+        "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from dinov2_jax import errors
+from dinov2_jax.convert import onnx_positions
 from dinov2_jax.models import posembed, vit
 
 OPSET = 20  # the first with Gelu
+END = np.iinfo(np.int64).max  # of an axis, in a Slice
 LIMIT = 1 << 30  # bytes in one file; protobuf itself ends at 2 GB
 
 
@@ -64,6 +66,11 @@ class Graph:
         self.constants[name] = np.array(values, np.int64)
         return name
 
+    def scalar(self, value: int) -> str:
+        """A constant whole number; returns its name."""
+        self.constants[f"int_{value}"] = np.array(value, np.int64)
+        return f"int_{value}"
+
     def dense(self, x: str, tensors: Mapping[str, np.ndarray], name: str) -> str:
         """A linear layer over the last axis, with its bias if it has one."""
         weight = f"{name}.weight"
@@ -90,15 +97,43 @@ class Graph:
         return self.add("Mul", x, self.weight(name, tensors[name]))
 
 
-def _embed(
-    graph: Graph, tensors: Mapping, model: vit.ViT, size: tuple[int, int]
-) -> str:
-    """[B T D] tokens of `images`, with the positions of that image size."""
-    rows, columns = (side // model.patch_size for side in size)
-    table = posembed.resize(
-        tensors["pos_embed"], (rows, columns), model.antialias, model.offset
+def _positions(
+    graph: Graph, table: np.ndarray, model: vit.ViT, size: tuple[int, int] | None
+) -> tuple[str, str]:
+    """[1 N D] positions of the patches, and their number, of shape [1]."""
+    if size is None:
+        rows, columns = (
+            _patches_along(graph, axis, model.patch_size) for axis in (2, 3)
+        )
+        how = {"antialias": model.antialias, "offset": model.offset}
+        resize = onnx_positions.Resize(graph, table, model.table_grid, how)
+        return resize.patches(rows, columns), graph.add("Mul", rows, columns)
+    grid = tuple(side // model.patch_size for side in size)
+    resized = posembed.resize(
+        table, grid, model.antialias, model.offset, model.table_grid
     )
-    position = np.asarray(table)
+    positions = graph.weight("pos_embed", np.asarray(resized)[:, 1:])
+    return positions, graph.numbers(math.prod(grid))
+
+
+def _patches_along(graph: Graph, axis: int, patch: int) -> str:
+    """Number of patches along an axis of `images`, of shape [1].
+
+    The pixels are counted by a reshape, which fails where they are not whole patches: a
+    convolution would leave the rest out.
+    """
+    length = graph.add("Shape", "images", start=axis, end=axis + 1)
+    zeros = graph.add("ConstantOfShape", length)
+    whole = graph.add("Reshape", zeros, graph.numbers(-1, patch))
+    return graph.add("Shape", whole, start=0, end=1)
+
+
+def _embed(
+    graph: Graph, tensors: Mapping, model: vit.ViT, size: tuple[int, int] | None
+) -> str:
+    """[B T D] tokens of `images`, with positions of that image size, or of any."""
+    table = np.asarray(tensors["pos_embed"], np.float32)
+    position, number = _positions(graph, table, model, size)
     patches = graph.add(
         "Conv",
         "images",
@@ -108,11 +143,11 @@ def _embed(
         ),
         strides=[model.patch_size] * 2,
     )
-    shape = graph.numbers(0, model.width, rows * columns)
+    shape = graph.add("Concat", graph.numbers(0, model.width), number, axis=0)
     patches = graph.add("Reshape", patches, shape)
     patches = graph.add("Transpose", patches, perm=[0, 2, 1])
-    patches = graph.add("Add", patches, graph.weight("pos_embed", position[:, 1:]))
-    first = [tensors["cls_token"] + position[:, :1]]
+    patches = graph.add("Add", patches, position)
+    first = [np.asarray(tensors["cls_token"], np.float32) + table[:, :1]]
     first += [tensors["register_tokens"]] if model.registers else []
     constant = graph.weight("first_tokens", np.concatenate(first, axis=1))
     images = graph.add("Shape", "images", start=0, end=1)
@@ -158,7 +193,9 @@ def _block(graph: Graph, x: str, tensors: Mapping, name: str, heads: int) -> str
     return graph.add("Add", x, graph.scaled(y, tensors, f"{name}.ls2.gamma"))
 
 
-def _outputs(graph: Graph, x: str, registers: int, patches: int) -> dict[str, tuple]:
+def _outputs(
+    graph: Graph, x: str, registers: int, patches: int | None
+) -> dict[str, tuple]:
     """Parts of the tokens as outputs; name -> shape between batch and width."""
 
     def part(start: int, end: int, name: str = "") -> str:
@@ -167,8 +204,8 @@ def _outputs(graph: Graph, x: str, registers: int, patches: int) -> dict[str, tu
 
     first = 1 + registers
     graph.add("Squeeze", part(0, 1), graph.numbers(1), name="cls")
-    part(first, first + patches, "patches")
-    found = {"cls": (), "patches": (patches,)}
+    part(first, END if patches is None else first + patches, "patches")
+    found = {"cls": (), "patches": ("patches" if patches is None else patches,)}
     if registers:
         part(1, first, "registers")
         found["registers"] = (registers,)
@@ -180,7 +217,7 @@ def write(
     tensors: Mapping[str, np.ndarray],
     model: vit.ViT,
     about: Mapping,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     batch: int | None = None,
 ) -> None:
     """An ONNX file: images [B C H W], normalised -> cls, patches[, registers].
@@ -194,7 +231,8 @@ def write(
         model: the backbone that they fill.
         about: what describes the weights, kept in the file's metadata.
         size: rows and columns of the images in pixels, multiples of the patch size;
-            their position grid is fixed in the graph.
+            their position grid is fixed in the graph. None takes images of any such
+            size, and resizes positions in the graph; others fail in a Reshape.
         batch: number of images; None leaves it open.
     Raises: ValueError if onnx is not installed.
     """
@@ -204,7 +242,7 @@ def write(
     for i in range(model.depth):
         x = _block(graph, x, tensors, f"blocks.{i}", model.heads)
     x = graph.norm(x, tensors, "norm")
-    grid = math.prod(side // model.patch_size for side in size)
+    grid = size and math.prod(side // model.patch_size for side in size)
     shapes = _outputs(graph, x, model.registers, grid)
     number = "batch" if batch is None else batch
 
@@ -216,7 +254,7 @@ def write(
         onnx.helper.make_graph(
             graph.nodes,
             "dinov2",
-            [value("images", model.in_channels, *size)],
+            [value("images", model.in_channels, *(size or ("height", "width")))],
             [value(name, *shape, model.width) for name, shape in shapes.items()],
             [onnx.numpy_helper.from_array(v, k) for k, v in graph.constants.items()],
         ),
@@ -239,6 +277,13 @@ def stored(name: str, value: np.ndarray) -> np.ndarray:
     """An official tensor as the graph holds it: float32, linear weights (in, out)."""
     value = np.asarray(value, np.float32)
     return value.T if value.ndim == 2 and name.startswith("blocks.") else value
+
+
+def about(path: pathlib.Path) -> dict:
+    """What describes the weights of a file."""
+    proto = _onnx().load(path, load_external_data=False)
+    notes = {entry.key: entry.value for entry in proto.metadata_props}
+    return json.loads(notes["dinov2_jax"])
 
 
 def constants(path: pathlib.Path) -> dict[str, np.ndarray]:

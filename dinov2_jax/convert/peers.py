@@ -107,7 +107,12 @@ def _official_by_transformers(
     """Official tensors run by the model of `transformers` that has registers."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary) / "model"
-        export.write_huggingface(folder, tensors, about)
+        try:
+            export.write_huggingface(folder, tensors, about)
+        except errors.InputError as error:
+            raise Absent(
+                f"no package runs registers in such a model ({error})"
+            ) from error
         found, ran = huggingface(folder, about, stacks)
     return found, f"{ran}, given the file's tensors"
 
@@ -125,6 +130,18 @@ def huggingface(folder: pathlib.Path, about: Mapping, stacks: Images) -> Ran:
     """
     transformers = _transformers()
     _package("torch", "pip install 'dinov2_jax[torch]'.")
+    kind = "Dinov2WithRegisters" if about.get("registers", 0) else "Dinov2"
+    processed = (folder / "preprocessor_config.json").is_file()
+    needed = ["AutoModel", f"{kind}Model"]
+    needed += ["AutoImageProcessor", "BitImageProcessor"] * processed
+    for name in needed:  # each imports its own module, and torchvision with it
+        try:
+            getattr(transformers, name)
+        except (ImportError, AttributeError, RuntimeError) as error:
+            raise Absent(
+                f"{name} of transformers cannot be imported ({error}); "
+                "pip install 'dinov2_jax[peers]', with a torchvision for this torch."
+            ) from error
     model, loading = transformers.AutoModel.from_pretrained(
         folder, output_loading_info=True
     )
@@ -133,7 +150,8 @@ def huggingface(folder: pathlib.Path, about: Mapping, stacks: Images) -> Ran:
         raise errors.InputError(
             f"transformers does not load {folder} strictly: {wrong}."
         )
-    transformers.AutoImageProcessor.from_pretrained(folder)
+    if processed:
+        transformers.AutoImageProcessor.from_pretrained(folder)
     found = _run_transformers(model.float().eval(), about, stacks)
     return found, f"transformers {transformers.__version__}"
 

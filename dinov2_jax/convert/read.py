@@ -95,7 +95,7 @@ def read_weights(
         raise errors.InputError(f"{path} is no file or folder. {sift.NEEDED}.")
     try:
         network, lines = sift.network(found, which, prefix)
-        sifted = sift.official(network, partial)
+        sifted = sift.official(network, partial, "width" in told)
         told_size = told.get("image_size")
         shown = infer.architecture(sifted.backbone, told_size, image_size)
         about = _joined(shown, told)

@@ -243,16 +243,20 @@ class Sifted:
     lines: list[str]  # what was read otherwise than it stands in the file
 
 
-def official(network: Network, partial: bool = False) -> Sifted:
+def official(
+    network: Network, partial: bool = False, described: bool = False
+) -> Sifted:
     """The backbone of a network under official names, and its heads.
 
     Args:
         network: of `network`.
         partial: take what there is; else a tensor too few or too many is an error.
+        described: whether a description says that it is a DINOv2 backbone: a grid of
+            3x5 patches and cls have as many positions as one of 4x4 without cls.
     Raises: ValueError that says what else it looks like.
     """
     tensors = {n: v for n, v in network.tensors.items() if not BESIDE.match(n)}
-    kind = lookalikes.model(tensors)
+    kind = None if described else lookalikes.model(tensors)
     if kind:
         kind = lookalikes.model(network.group) or kind
         raise errors.InputError(

@@ -97,13 +97,18 @@ def write(
         "jax_version": jax.__version__,
         "platforms": list(exported.platforms),
         "images": {"shape": images, "dtype": "float32", "scaled_to": "[0, 1]"}
-        | huggingface.PIXELS,
+        | (huggingface.PIXELS if model.in_channels == 3 else {}),
         "outputs": ["cls", "patches", "registers"],
         "call": CALL.splitlines(),
         "about": dict(about),
     }
     text = json.dumps(note, indent=2) + "\n"
     (folder / "about.json").write_text(text, encoding="utf-8")
+
+
+def about(folder: pathlib.Path) -> dict:
+    """What describes the weights of a folder."""
+    return json.loads((folder / "about.json").read_text(encoding="utf-8"))["about"]
 
 
 def run(folder: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

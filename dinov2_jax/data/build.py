@@ -57,6 +57,16 @@ class TrainBuilder:
     first: int
     local: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a batch, but for a few of its draws."""
+        m, views = self.multicrop, self.multicrop.global_number
+        areas = views * m.global_size**2 + m.local_number * m.local_size**2
+        pixels = areas if self.canvas is None else self.canvas**2
+        masks = self.local * views * self.side**2
+        buffers = self.local // self.group_size * self.capacity * 8  # int32, float32
+        return self.local * pixels * 3 + masks + buffers
+
     def __call__(self, step: int) -> Built:
         start = int(step) * self.batch_size + self.first
         positions = range(start, start + self.local)
@@ -187,6 +197,11 @@ class EvalBuilder:
     local: int
     max_pixels: int
     rules: decode.Rules
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a batch."""
+        return self.local * (3 * self.crop**2 + 4 + 8)  # images, labels, ids
 
     def __call__(self, step: int) -> EvalBatch:
         images = np.zeros((self.local, self.crop, self.crop, 3), np.uint8)

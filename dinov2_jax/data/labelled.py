@@ -24,6 +24,11 @@ class Builder:
     seed: int
     batch_size: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a batch."""
+        return self.batch_size * (3 * self.size**2 + 4 + 8)  # images, labels, ids
+
     def __call__(self, step: int) -> build.EvalBatch:
         images = np.empty((self.batch_size, self.size, self.size, 3), np.uint8)
         labels = np.empty(self.batch_size, np.int32)
@@ -97,4 +102,4 @@ def train_batches(
         batch_size=batch_size,
     )
     steps = grain.MapDataset.range(start, stop).map(builder)
-    return pipeline.iterate(steps, workers, threads, prefetch)
+    return pipeline.iterate(steps, workers, threads, prefetch, builder.nbytes)

@@ -9,7 +9,7 @@ import multiprocessing.connection
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import grain
@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from dinov2_jax import errors
-from dinov2_jax.data import build, decode, draws, masks, sources
+from dinov2_jax.data import build, decode, draws, masks, shared_memory, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 
@@ -120,7 +120,8 @@ def train_batches(
         local=local,
     )
     steps = grain.MapDataset.range(start, stop).map(builder)
-    return iterate(steps, workers, threads, prefetch)
+    names = ("data.workers", "data.prefetch")
+    return iterate(steps, workers, threads, prefetch, builder.nbytes, names)
 
 
 def eval_batches(
@@ -172,7 +173,7 @@ def eval_batches(
         rules=rules,
     )
     steps = grain.MapDataset.range(-(-builder.count // batch_size)).map(builder)
-    return iterate(steps, workers, threads, prefetch)
+    return iterate(steps, workers, threads, prefetch, builder.nbytes)
 
 
 def order(source: Source, seed: int) -> grain.MapDataset:
@@ -237,9 +238,25 @@ def _check_parts(source: Source, batch_size: int, process: int, processes: int):
 
 
 def iterate(
-    steps: grain.MapDataset, workers: int, threads: int, prefetch: int
+    steps: grain.MapDataset,
+    workers: int,
+    threads: int,
+    prefetch: int,
+    nbytes: int = 0,
+    settings: Sequence[str] = ("workers",),
 ) -> Iterator:
-    """Iterates over a dataset, and ends its threads and workers when closed."""
+    """Iterates over a dataset, and ends its threads and workers when closed.
+
+    Args:
+        steps: builds its elements.
+        workers, threads, prefetch: as train_batches.
+        nbytes: of the arrays of an element.
+        settings: what the user calls workers and, where it can be set, prefetch.
+    Raises: ValueError at once if workers could not hand their elements over, and while
+        iterating if the memory for that is full all the same.
+    """
+    if workers:
+        shared_memory.require(nbytes, workers, prefetch, len(steps), settings)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     dataset = steps.to_iter_dataset(options)
     if workers:
@@ -252,6 +269,8 @@ def iterate(
             worker_init_fn=_worker_started,
         )
     elements = _elements(dataset)
+    if workers:
+        elements = shared_memory.handed_over(elements, workers, settings)
     _OPEN.add(elements)
     return elements
 

@@ -5,6 +5,7 @@ import difflib
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,7 +54,11 @@ class Mixture:
         self.sources, self.weights = tuple(sources), tuple(weights)
         self.starts = np.cumsum([0, *map(len, sources)])
         self.classes = max((source.classes for source in sources), key=len)
-        if not all({*source.classes} <= {*self.classes} for source in sources):
+        names, *each = (
+            [unicodedata.normalize("NFC", name) for name in classes]
+            for classes in (self.classes, *(source.classes for source in sources))
+        )
+        if not all({*some} <= {*names} for some in each):
             say(f"{len(sources)} sources of different classes are mixed without labels")
             self.classes = ()
         elif not all(source.classes for source in sources):
@@ -64,10 +69,8 @@ class Mixture:
         twice = [path for path, count in files.items() if count > 1]
         if twice:
             say(f"files in several sources of a mixture: {patterns.named(twice)}")
-        places = {name: number for number, name in enumerate(self.classes)}
-        self._labels = [
-            [places.get(name, -1) for name in source.classes] for source in sources
-        ]
+        places = {name: number for number, name in enumerate(names)}
+        self._labels = [[places.get(name, -1) for name in some] for some in each]
 
     def __len__(self) -> int:
         return int(self.starts[-1])

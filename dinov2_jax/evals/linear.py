@@ -86,7 +86,7 @@ def update(
     Args:
         state: before; it is used up.
         x: [b F] cls tokens of the last blocks, in order of depth, then the mean patch.
-        labels: [b] int.
+        labels: [b] int; rows below 0 fill up the devices and count for nothing.
         rates: [R] peak learning rates; they fall to 0 as half a cosine.
         kinds: of the heads.
         steps: of the whole training.
@@ -95,6 +95,7 @@ def update(
     """
     heads, momentum, losses = {}, {}, {}
     now = rates * (1 + jnp.cos(jnp.pi * state.step / steps)) / 2
+    counts = labels >= 0
     for kind in kinds:
         part = _part(x, kind, kinds)
 
@@ -102,9 +103,9 @@ def update(
             def loss(head):
                 logits = _logits(head, part)
                 each = optax.losses.softmax_cross_entropy_with_integer_labels(
-                    logits, labels
+                    logits, jnp.maximum(labels, 0)
                 )
-                return each.mean()
+                return each.mean(where=counts)
 
             value, grad = jax.value_and_grad(loss)(head)
             after = jax.tree.map(lambda m, g: MOMENTUM * m + g, before, grad)

@@ -1,16 +1,15 @@
 """Logistic regression where an image may have several labels: one class against the
-rest, each class by itself, many strengths of the penalty at once.
+rest, all classes at once.
 """
 
-import functools
+from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dinov2_jax import errors
-from dinov2_jax.evals import logreg, retrieval
+from dinov2_jax.evals import lbfgs, logreg, retrieval, strengths
 
 LEVELS = np.linspace(0, 1, 11)  # of recall, of the older average precision
 
@@ -18,14 +17,13 @@ LEVELS = np.linspace(0, 1, 11)  # of recall, of the older average precision
 def fit(
     x: np.ndarray,
     targets: np.ndarray,
-    cs: np.ndarray,
+    cs: Sequence[float],
     weights: np.ndarray | None = None,
     *,
     iterations: int = 1000,
     tolerance: float = 1e-12,
     dtype: str = "float64",
-    block: int = 15,
-) -> logreg.Fit:
+) -> strengths.Fit:
     """The classifiers that minimise C * sum of cross-entropies + |kernel|^2 / 2.
 
     Args:
@@ -34,68 +32,34 @@ def fit(
             shall not count.
         cs: [c] strengths C > 0.
         weights: [n] of the rows, not all 0; None for 1.
-        iterations, tolerance, dtype, block: as `logreg.fit`.
+        iterations, tolerance, dtype: as `logreg.fit`.
     Returns: a Fit in the order of `cs`; the loss is the sum over classes.
-    Raises: ValueError if targets and rows do not fit, or a C is not positive.
+    Raises: ValueError if targets and rows do not fit, a C is not positive, or a feature
+        is not finite.
     """
     _check(x, targets)
-    cs = np.asarray(cs, np.float64)
-    if cs.ndim != 1 or not len(cs) or not (cs > 0).all() or not np.isfinite(cs).all():
-        raise errors.InputError(
-            f"cs={cs.tolist()} must be one positive number or more."
-        )
-    if dtype not in logreg.DTYPES:
-        raise errors.InputError(f"{dtype=}; choose one of {', '.join(logreg.DTYPES)}.")
-    block = min(block, len(cs))
-    padded = np.pad(cs, (0, -len(cs) % block), mode="edge").reshape(-1, block)
-    with logreg.precision(dtype):
-        rows, wanted = jnp.asarray(x, dtype), jnp.asarray(targets == 1, dtype)
-        counts = np.ones(len(x)) if weights is None else np.asarray(weights, float)
-        total = counts.sum()
-        shares = jnp.asarray(counts[:, None] / total * (targets >= 0), dtype)
-        parts = [
-            jax.device_get(
-                _fit_block(
-                    rows,
-                    wanted,
-                    shares,
-                    jnp.asarray(1 / (c * total), dtype),
-                    iterations,
-                    tolerance,
-                    logreg.CHANGE[dtype],
-                )
-            )
-            for c in padded
-        ]
-    return logreg.Fit(*(np.concatenate(column)[: len(cs)] for column in zip(*parts)))
+    cs = strengths.require_positive(cs)
+    weights = np.ones(len(x)) if weights is None else np.asarray(weights, float)
+    problem = lbfgs.weighed(_problem(x, targets, dtype), weights, targets >= 0)
+    settings = {"iterations": iterations, "tolerance": tolerance}
+    return strengths.path(problem, cs, **settings)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations",))
-def _fit_block(
-    x: jax.Array,
-    wanted: jax.Array,
-    shares: jax.Array,
-    penalties: jax.Array,
-    iterations: int,
-    tolerance: float,
-    change: float,
-) -> logreg.Fit:
-    """A Fit for each penalty [c]; `wanted` and `shares` are [n K]."""
-
-    def one(penalty):
-        def loss(p):
-            logits = jnp.matmul(x, p["kernel"], precision=jax.lax.Precision.HIGHEST)
-            each = optax.losses.sigmoid_binary_cross_entropy(logits + p["bias"], wanted)
-            return (shares * each).sum() + 0.5 * penalty * jnp.sum(p["kernel"] ** 2)
-
-        start = logreg.zeros(x, wanted.shape[1])
-        return logreg.minimum(loss, start, iterations, tolerance, change)
-
-    found, count, value = jax.vmap(one)(penalties)
-    return logreg.Fit(found["kernel"], found["bias"], value, count)
+def _problem(x: np.ndarray, targets: np.ndarray, dtype: str) -> lbfgs.Problem:
+    """Rows with 1 for the labels that each has."""
+    truth = (targets == 1).astype(dtype if dtype in lbfgs.DTYPES else float)
+    return lbfgs.problem(x, truth, targets.shape[1], cross_entropy, dtype)
 
 
-def scores(fitted: logreg.Fit, x: np.ndarray, number: int = 0) -> np.ndarray:
+def cross_entropy(
+    logits: jax.Array, truth: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of each class against the rest: losses, probabilities and targets, all [b K]."""
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits, truth)
+    return losses, jax.nn.sigmoid(logits), truth
+
+
+def scores(fitted: strengths.Fit, x: np.ndarray, number: int = 0) -> np.ndarray:
     """[n K] logits of one of the classifiers."""
     rows = np.asarray(x, fitted.kernel.dtype)
     return rows @ fitted.kernel[number] + fitted.bias[number]
@@ -134,37 +98,43 @@ def average_precisions(
 def sweep(
     x: np.ndarray,
     targets: np.ndarray,
-    cs: np.ndarray,
+    cs: Sequence[float],
     *,
     eleven: bool = False,
     held_out: float = 0.1,
     seed: int = 0,
-    **settings,
-) -> logreg.Sweep:
+    dtype: str = "float64",
+    partial: strengths.Partial | None = None,
+    after: Callable[[strengths.Partial], None] = lambda _: None,
+    iterations: int = 1000,
+    tolerance: float = 1e-12,
+) -> strengths.Sweep:
     """Chooses C by mean average precision on rows held out, then fits all rows.
 
     Args:
-        x, targets, cs: as `fit`.
+        x, targets, cs, iterations, tolerance, dtype: as `fit`.
         eleven: as `average_precisions`.
         held_out: share of the rows that choose.
         seed: of which rows these are.
-        settings: of `fit`.
+        partial, after: of `strengths.chosen`, by which a stopped sweep resumes.
     Raises: ValueError as `fit`, or if the rows held out show no class.
     """
     _check(x, targets)
     weights, out = logreg.held_out_rows(len(x), held_out, seed)
-    cs = np.sort(np.asarray(cs, np.float64))
-    tried = fit(x, targets, cs, weights, **settings)
-    means = np.zeros(len(cs))
-    for i in range(len(cs)):
-        each = average_precisions(scores(tried, x[out], i), targets[out], eleven)
-        if np.isnan(each).all():
-            raise errors.InputError(
-                f"{len(out)} rows held out show no class; hold out more."
-            )
-        means[i] = np.nanmean(each)
-    best = float(cs[means.argmax()])
-    return logreg.Sweep(best, means, fit(x, targets, [best], **settings))
+    if not (targets[out] == 1).any():
+        raise errors.InputError(
+            f"{len(out)} rows held out show no class; hold out more."
+        )
+
+    def judge(fitted: strengths.Fit) -> float:
+        each = average_precisions(scores(fitted, x[out]), targets[out], eleven)
+        return float(np.nanmean(each))
+
+    problem = _problem(x, targets, dtype)
+    settings = {"iterations": iterations, "tolerance": tolerance}
+    return strengths.chosen(
+        problem, cs, weights, judge, partial, after, targets >= 0, **settings
+    )
 
 
 def _check(x: np.ndarray, targets: np.ndarray) -> None:

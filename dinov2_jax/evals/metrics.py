@@ -1,7 +1,10 @@
 """Figures about features and guesses, and baselines that need no network."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinov2_jax import errors
@@ -41,9 +44,14 @@ def unit_std(features: np.ndarray) -> float:
     return float(x.std(0).mean() * np.sqrt(x.shape[1]))
 
 
-def raw_pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
-    """[n H W 3] uint8 images averaged to side x side pixels: [n side*side*3].
+@functools.partial(jax.jit, static_argnames="side")
+def raw_pixels(images: jax.Array, side: int = 8) -> jax.Array:
+    """Images averaged to side x side pixels, where they lie.
 
+    Args:
+        images: [n H W C] uint8.
+        side: of the result, pixels; rows and columns beyond its multiple are left out.
+    Returns: [n side*side*C] float32, in 0..255.
     Raises: ValueError if the images are smaller than `side`.
     """
     n, height, width, channels = images.shape
@@ -51,23 +59,26 @@ def raw_pixels(images: np.ndarray, side: int = 8) -> np.ndarray:
         raise errors.InputError(
             f"Images of {height}x{width} are smaller than {side}x{side}."
         )
-    rows, columns = height // side * side, width // side * side
-    x = images[:, :rows, :columns].astype(np.float32)
-    x = x.reshape(n, side, rows // side, side, columns // side, channels).mean((2, 4))
-    return x.reshape(n, -1)
+    high, wide = height // side, width // side
+    x = images[:, : high * side, : wide * side].astype(jnp.int32)  # exact sums
+    x = x.reshape(n, side, high, side, wide, channels).sum((2, 4))
+    return x.reshape(n, -1).astype(jnp.float32) / (high * wide)
 
 
-def color_histograms(images: np.ndarray, bins: int = 8) -> np.ndarray:
-    """[n H W 3] uint8 images as joint RGB histograms: [n bins^3] float32.
+@functools.partial(jax.jit, static_argnames="bins")
+def color_histograms(images: jax.Array, bins: int = 8) -> jax.Array:
+    """Joint RGB histograms of images, counted where they lie.
 
     Args:
-        images: see above.
+        images: [n H W 3] uint8.
         bins: of each colour, 1 to 256.
+    Returns: [n bins^3] float32 numbers of pixels.
     """
-    codes = images.astype(np.int64) * bins // 256
+    codes = images.astype(jnp.int32) * bins // 256
     codes = (codes[..., 0] * bins + codes[..., 1]) * bins + codes[..., 2]
-    found = [np.bincount(c.ravel(), minlength=bins**3) for c in codes]
-    return np.stack(found).astype(np.float32)
+    codes = codes.reshape(len(images), -1)
+    counts = jax.vmap(functools.partial(jnp.bincount, length=bins**3))(codes)
+    return counts.astype(jnp.float32)
 
 
 def confusion(labels: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:

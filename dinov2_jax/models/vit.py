@@ -325,6 +325,13 @@ def as_map(patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return patches.reshape(patches.shape[0], *grid, patches.shape[-1])
 
 
+def shapes(model: ViT) -> dict:
+    """Shapes of a module's parameters; nothing is computed."""
+    shape = (1, model.patch_size, model.patch_size, model.in_channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
 def build(name: str, **overrides) -> ViT:
     """The ViT of a variant such as `S/14`, with some arguments replaced."""
     known = {field.name for field in dataclasses.fields(ViT)}

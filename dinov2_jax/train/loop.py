@@ -74,9 +74,14 @@ class Stop:
 class Tally:
     """What happened since the last line of the history; checkpoints keep it."""
 
-    skipped: int = 0  # records that were replaced
-    retries: int = 0  # reads that were tried again
+    skipped: int = 0  # records that were replaced, by all processes
+    retries: int = 0  # reads that were tried again, by all processes
     rejected: int = 0  # steps that were not applied
+
+    def add(self, skipped: int, retries: int) -> None:
+        """Count what happened in some steps."""
+        self.skipped += skipped
+        self.retries += retries
 
     def read(self) -> Metrics:
         """The counts as metrics, and a new start."""
@@ -184,6 +189,7 @@ def run(
     save: Callable[[int, Any, float | None], None],
     ended: Callable[..., str],
     guard: Guard,
+    total: Callable[[Sequence[int]], Sequence[int]] = tuple,
     log_every: int = 10,
     save_every: int = 0,
     probes: Sequence[Probe] = (),
@@ -197,8 +203,8 @@ def run(
     Args:
         state: before step `start`.
         step: jitted; (state, batch) -> (state, scalars). The old state is given up.
-        batches: (batch on the devices, records skipped in it, reads tried again),
-            from step `start`.
+        batches: (batch on the devices, records that this process skipped in it, reads
+            that it tried again), from step `start`.
         start, stop: updates done, and to be done in all.
         images: a step over all devices, for images/s.
         history: where metrics go.
@@ -206,6 +212,8 @@ def run(
         save: (step, state, k-NN or None) writes a checkpoint.
         ended: (step, scalars under way) -> why the run should end now, "" to go on.
         guard: looks at every step.
+        total: counts of this process -> their sums over all processes, which all ask
+            when a line is written or a checkpoint saved; no step waits for it.
         log_every, save_every: steps between; 0 only at the end.
         probes: measured at the start of a new run, every so many steps, at the end.
         best: whether what the probes measured is the best so far, and to be saved.
@@ -222,13 +230,12 @@ def run(
             save(0, state, found.get("knn/top1"))
     elif reason:
         return state, start, reason
-    meter = Meter()
+    meter, counts = Meter(), [0, 0]
     for done in range(start + 1, stop + 1):
         before = time.monotonic()
         batch, skipped, retries = next(batches)
         meter.waited += time.monotonic() - before
-        tally.skipped += skipped
-        tally.retries += retries
+        counts = [counts[0] + skipped, counts[1] + retries]
         state, terms = step(state, batch)
         meter.steps += 1
         guard.add(state, done, terms, batch)
@@ -237,6 +244,8 @@ def run(
         saving = done == stop or reason or (save_every and done % save_every == 0)
         if logging or saving or any(probe.due(done, stop) for probe in probes):
             guard.finish(state)
+            tally.add(*total(counts))
+            counts = [0, 0]
         if logging:
             found = {name: float(x) for name, x in jax.device_get(terms).items()}
             found |= tally.read() | meter.read(images)

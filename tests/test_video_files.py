@@ -98,7 +98,7 @@ def test_damaged_clips_wherever_they_stand_are_left_out_and_counted(tmp_path):
                     )
     specs = tuple(f"folder:{tmp_path / x}" for x in ("train", "val"))
     settings = {"resize": 32, "crop": 32, "frames": 2, "blocks": (1,), "steps": 8}
-    settings |= {"rates": (1.0,), "train_batch": 64, "batch_size": 8}
+    settings |= {"rates": (1.0,), "train_batch": 8, "batch_size": 8}
     backbone = densefiles.backbone(depth=1)
     job = densefiles.job(evaluate_video, backbone, specs, tmp_path / "out", **settings)
     (tmp_path / "out").mkdir()

@@ -72,7 +72,7 @@ CASES = {
     "a web page for a Parquet file": ("parquet:{root}/page.parquet", ["HTML page"]),
     "a label beyond the names": (
         "parquet:{root}/beyond.parquet",
-        ["label 5 in 'label'", "its names are 2: cat, dog"],
+        ["label 5 in 'label'", "has names for 0 to 1: cat, dog"],
     ),
     "names in some Parquet files": (
         "parquet:{root}/bare.parquet::{root}/hf/train*",
@@ -85,6 +85,10 @@ CASES = {
     "no such column of labels": (
         "parquet:{root}/bare.parquet?label=kind",
         ["no column 'kind'", "label (int64)"],
+    ),
+    "a query that is unknown": (
+        "parquet:{root}/bare.parquet?labels=kind",
+        ["matches no file", "?labels=kind is unknown", "?image=COLUMN&label=COLUMN"],
     ),
     "a packed shard that is missing": ("arrayrecord:{root}/packed", ["is missing"]),
 }

@@ -66,6 +66,11 @@ def test_such_pngs_are_packed(tmp_path):
     assert len(packed) == len(CHUNKS) and shapes == {(60, 80, 3)}
 
 
+def test_a_short_transparency_is_metadata():
+    data = rasters.png(IMAGE, 2, rasters.chunk(b"tRNS", b"\0"))
+    np.testing.assert_array_equal(decode.decode(data), IMAGE)
+
+
 def test_a_palette_keeps_its_colours_beside_damaged_metadata():
     buffer = io.BytesIO()
     Image.fromarray(IMAGE).quantize(16).save(buffer, "PNG", transparency=3)

@@ -136,3 +136,33 @@ def test_a_larger_image_is_shrunk_to_the_longest_side(size, kind):
     # A smooth picture hardly depends on the filter that it is shrunk by; of two lines
     # of a JPEG an eighth of the size leaves other colours.
     assert min(size) < 8 or np.abs(got - reference).mean() < 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_header_tells_the_size(kind):
+    assert decode.size_of(KINDS[kind], max_pixels=41 * 53) == (41, 53)
+    with pytest.raises(decode.DecodeError, match="41 x 53 = 2173 pixels"):
+        decode.size_of(KINDS[kind], max_pixels=41 * 53 - 1)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "gif", "bmp", "tiff", "ppm"])
+def test_a_header_that_is_cut_off_gives_no_size(kind):
+    for length in range(30):
+        try:
+            assert decode.size_of(KINDS[kind][:length]) == (41, 53)
+        except decode.DecodeError:
+            pass
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "webp"])
+def test_a_header_of_zeros_is_called_damaged(kind):
+    data = bytearray(KINDS[kind])
+    if kind == "tiff":  # its directory stands behind the pixels
+        start = int.from_bytes(data[4:8], "little")
+        data[start:] = bytes(len(data) - start)
+    else:
+        place = {"png": 16, "webp": 26}[kind]
+        data[place : place + 4] = bytes(4)
+    with pytest.raises(decode.DecodeError, match="damaged") as caught:
+        decode.decode(bytes(data))
+    assert caught.value.reason == "damaged"

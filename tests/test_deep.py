@@ -268,6 +268,14 @@ def test_samples_that_nothing_decodes_are_called_what_they_are():
     assert "float samples of 16 bits" in refused(PART.astype(np.float16))
     assert "samples of 11 bits" in refused(WORDS >> 5, bits=11)
     assert "3 separate planes of 16 bits" in refused(COLOURS, planar=True)
+    alpha = {338: ("H", (2,))}
+    assert "2 separate planes of 8 bits" in refused(
+        np.ones((24, 32, 2), np.uint8), planar=True, tags=alpha
+    )
+    more = {338: ("H", (0, 0))}
+    assert "a TIFF of 5 bands" in refused(
+        np.ones((24, 32, 5), np.uint16), photometric=2, tags=more
+    )
 
 
 @pytest.mark.parametrize("kind", [*DECLARED, *UNDECLARED])

@@ -7,6 +7,7 @@ import densefiles
 import numpy as np
 import peers
 import pytest
+import rasters
 from PIL import Image
 
 from dinov2_jax import __main__ as command
@@ -126,7 +127,43 @@ SMALLER = np.zeros((SIDE - 1, SIDE), np.uint8)
 SEVEN = np.full((SIDE, SIDE), 7, np.uint8)
 METRES = np.full((SIDE, SIDE), 1000, np.uint16)
 
+
+def floats(root: pathlib.Path) -> None:
+    """Puts a photograph of floating point samples into a set."""
+    (root / "train" / "images" / "0.png").unlink()
+    samples = np.linspace(0, 0.5, SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
+    (root / "train" / "images" / "0.tif").write_bytes(rasters.tiff(samples))
+
+
+def corrupt(root: pathlib.Path) -> None:
+    """Loses the end of a photograph that is a JPEG."""
+    path = root / "train" / "images" / "2.png"
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    data = path.with_suffix(".jpg").read_bytes()
+    lost = data[:-200] + bytes(198) + data[-2:]
+    path.with_suffix(".jpg").write_bytes(lost)
+
+
 PAIRS = {
+    "a photograph of train of floating point samples": (
+        "depth",
+        floats,
+        {},
+        ["train: ", "0.tif", "declares no range", "set data.range=LOW,HIGH"],
+    ),
+    "a corrupt photograph of train, with damaged=skip": (
+        "segmentation",
+        corrupt,
+        {"damaged": "skip"},
+        ["train: ", "2.jpg", "a JPEG image whose data is corrupt", "mend or remove"],
+    ),
+    "a photograph of train above max_pixels": (
+        "segmentation",
+        nothing,
+        {"max_pixels": SIDE * SIDE - 1},
+        ["32 x 32 = 1024 pixels; 1 to max_pixels=1023 are allowed"],
+    ),
     "a map of val of another size": (
         "segmentation",
         put("val/maps/3.png", SMALLER),
@@ -270,3 +307,13 @@ def test_maps_beyond_the_limit_are_not_read_and_it_is_said(ask):
     assert code == 0
     assert any(line.endswith("of 4 of train are sound") for line in lines)
     assert any(line.startswith("map 2/2") for line in lines)
+
+
+def test_photographs_are_decoded_by_the_settings(ask):
+    def both(root):
+        floats(root)
+        corrupt(root)
+
+    told = {"range": "0,0.5", "damaged": "fill", "max_pixels": SIDE * SIDE}
+    code, lines = ask("segmentation", both, **told)
+    assert code == 0, lines

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.cli import evaluate_segmentation
-from dinov2_jax.data import decode, dense, mapfiles, pair
+from dinov2_jax.data import dense, mapfiles
 
 IDS = np.arange(20, dtype=np.uint8).reshape(4, 5) % 3
 COLORS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
@@ -163,22 +163,6 @@ def test_maps_of_known_layouts_are_named_likewise(tmp_path):
     (tmp_path / "annotations" / "validation" / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="1 maps, such as .*x.jpg, .* lossy format"):
         dense.open_labels(f"ade20k:{tmp_path}:validation")
-
-
-def test_a_header_gives_the_size_that_decoding_gives(tmp_path, monkeypatch):
-    for name in ("a.png", "a.jpg", "a.tif"):
-        Image.fromarray(COLORS).save(tmp_path / name)
-        assert pair.header_size(tmp_path / name) == (4, 5)
-        assert pair.header_size((tmp_path / name).read_bytes()) == (4, 5)
-    (tmp_path / "a.png").write_bytes(b"nothing")
-    for broken in (tmp_path / "a.png", b"nothing"):
-        with pytest.raises(decode.DecodeError):
-            pair.header_size(broken)
-    with pytest.raises(FileNotFoundError):
-        pair.header_size(tmp_path / "b.png")
-    # Above Pillow's own limit it raises an error that is no OSError.
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
-    assert pair.header_size(tmp_path / "a.jpg") == (4, 5)
 
 
 def test_a_setting_says_which_id_is_which_class(tmp_path):

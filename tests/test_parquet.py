@@ -124,12 +124,19 @@ def test_labels_of_an_unknown_column_are_asked_for(tmp_path, capsys):
     ]
 
 
+def test_labels_that_are_lists_are_told_not_to_be_taken(tmp_path, capsys):
+    path = write(tmp_path / "x.parquet", {"image": JPEGS[:2], "label": [[0], [1]]})
+    assert listed(sources.open_source(f"parquet:{path}")) == [(0, None), (1, None)]
+    said = capsys.readouterr().err
+    assert "images have no labels: label (list<element: int64>) holds neither" in said
+
+
 GOOD = {"image": JPEGS[:2], "label": [0, 1]}
 NAMES = {"label": ["cat", "dog"]}
 REFUSED = {
     "a label beyond the names": (
         ({"image": JPEGS[:2], "label": [0, 2]}, NAMES),
-        "label 2 in 'label', but its names are 2: cat, dog",
+        "label 2 in 'label', but has names for 0 to 1: cat, dog",
     ),
     "a label below 0": (
         ({"image": JPEGS[:2], "label": [0, -7]}, NAMES),

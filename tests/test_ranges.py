@@ -15,7 +15,7 @@ from dinov2_jax import __main__ as command
 from dinov2_jax import sharding
 from dinov2_jax.cli import depths, evaluate, feeding, frozen, train
 from dinov2_jax.convert import export, names
-from dinov2_jax.data import decode, labelled, pipeline, rules, sources
+from dinov2_jax.data import decode, dense, labelled, pipeline, rules, sources, walk
 
 SIZE = {"resize": 32, "crop": 32, "batch_size": 8}
 CORRUPT = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 100).convert("RGB")
@@ -82,6 +82,21 @@ def test_batches_of_labelled_views(floats):
     told = {"size": 16, "seed": 0, "batch_size": 8, "start": 0, "stop": 1}
     (found,) = labelled.train_batches(source, **told, rules=rules.of("0.25,0.75"))
     assert found.images.std() > 20 and not len(found.skipped)
+
+
+def test_photographs_with_maps(floats, tmp_path):
+    for path in floats.rglob("*.tif"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        ids = np.zeros((40, 48), np.uint8)
+        Image.fromarray(ids).save(
+            tmp_path / path.relative_to(floats).with_suffix(".png")
+        )
+    spec, told = f"pairs:{floats},{tmp_path}", rules.of("0.25,0.75")
+    found = dense.open_labels(spec, classes=1, rules=told)
+    for pair, expected in zip(found, scaled(floats), strict=True):
+        np.testing.assert_array_equal(pair.image[..., 0], expected)
+    with pytest.raises(ValueError, match=r"00.tif .* set data\.range=LOW,HIGH"):
+        dense.open_labels(spec, classes=1)[0]
 
 
 def test_batches_for_training(floats, tmp_path):
@@ -174,12 +189,19 @@ def test_stats_tells_few_bits_in_many(bits, suggestion, tmp_path):
 
 
 def test_a_run_over_few_bits_in_many_says_so(tmp_path, capfd):
+    root = tmp_path / "images"
+    root.mkdir()
     for i, values in enumerate(np.full((2, 32, 32), 4095, np.uint16)):
-        (tmp_path / f"{i}.tif").write_bytes(rasters.tiff(values))
-    spec = f"folder:{tmp_path}"
+        (root / f"{i}.tif").write_bytes(rasters.tiff(values))
+    spec = f"folder:{root}"
     config = tiny.config(data__train=spec)
     train.open_sources(config, tmp_path / "run")
     assert f"{spec}: set data.range=0,4095" in capfd.readouterr().err
+    walk.say.cache_clear()
+    for options in (["check", spec], ["pack", spec, tmp_path / "out", "--longest=16"]):
+        assert data(*options, "--workers=1") == 0
+        assert f"{spec}: set data.range=0,4095" in capfd.readouterr().err
+        walk.say.cache_clear()
     train.open_sources(tiny.config(data__train="demo:train"), tmp_path / "run")
     config.data.range = "0,4095"
     train.open_sources(config, tmp_path / "run")

@@ -111,5 +111,7 @@ def test_what_is_no_record_file_is_called_by_its_name(data, words, tmp_path):
 def test_a_folder_whose_packing_has_not_ended_is_refused(tmp_path):
     folder = packed(tmp_path / "p", labelled(0, 1))
     (folder / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"manifest.json is no list of a packed data"):
+    with pytest.raises(
+        ValueError, match=r"is no packed data set, for it has no manifest.json"
+    ):
         sources.open_source(f"arrayrecord:{folder}")

@@ -1,5 +1,6 @@
 """Bytes that are no image here are called what they are, and never in Pillow's words."""
 
+import gzip
 import io
 import re
 import struct
@@ -49,12 +50,20 @@ NAMED = {
     "HTML": (b"\n<!DOCTYPE html><p>404", "an HTML page"),
     "HTML with a mark": (b"\xef\xbb\xbf<html><body>", "an HTML page"),
     "XML": (b"<?xml version='1.0'?><Error><Code>", "an XML text"),
-    "JSON": (b'{"error": "rate limit"}', "a JSON text"),
+    "JSON": (
+        b'{"error": "rate limit"}',
+        "a JSON text, such as a server's error; download",
+    ),
+    "HTML behind a comment": (b"<!-- x --><html>", "an HTML page"),
     "SVG": (b"<?xml version='1.0'?>\n<svg width='9'/>", "an SVG drawing"),
     "Photoshop": (b"8BPS\0\1" + bytes(90), "a Photoshop document"),
     "DICOM": (bytes(128) + b"DICM" + bytes(90), "a DICOM file"),
     "DICOM with a preamble": (b"any " * 32 + b"DICM" + bytes(90), "a DICOM file"),
-    "ZIP": (archive(), "a ZIP archive"),
+    "ZIP": (archive(), "a zip file; unpack it"),
+    "gzip": (gzip.compress(b"x" * 99), "gzip-compressed; unpack it"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(90), "zstd-compressed; unpack it"),
+    "Parquet": (b"PAR1" + bytes(90), "a Parquet file; read it as parquet:PATH"),
+    "HDF5": (b"\x89HDF" + bytes(90), "an HDF5 file; write its images as files"),
     "Matroska": (b"\x1a\x45\xdf\xa3" + bytes(90), "a video (Matroska"),
     "AVI": (b"RIFF\0\0\1\0AVI LIST" + bytes(90), "a video (AVI)"),
     "DNG": (rasters.tiff(GRAY, tags={50706: ("B", (1, 4, 0, 0))}), "raw file"),

@@ -218,7 +218,7 @@ def test_a_tfds_data_set_is_read_without_decoding(tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=f"{file} is missing; copy 1 of the 1"):
         sources.open_source(f"tfds:tiny:train@{tmp_path}")
-    with pytest.raises(ValueError, match="near: mnist"):
+    with pytest.raises(ValueError, match="similar names are mnist"):
         sources.open_source(f"tfds:mnits@{tmp_path}")
     with pytest.raises(ValueError, match="not prepared"):
         sources.open_source(f"tfds:mnist@{tmp_path}/nothing")
@@ -253,8 +253,9 @@ def test_a_subset_keeps_the_order_of_its_ids(tmp_path):
     [
         ("", "names no source"),
         ("foldr:/x", "did you mean folder:"),
-        ("/data/images", "Known are folder:"),
+        ("/data/images", "known are folder:"),
         ("folder:", "does not say which"),
+        ("demo:train@0", "weights must be above 0"),
         ("folder:/no/such/place", "not a folder"),
         ("tar:/no/such/*.tar", "matches no file"),
         ("arrayrecord:/no/such/*", "matches no file"),
@@ -262,7 +263,7 @@ def test_a_subset_keeps_the_order_of_its_ids(tmp_path):
         ("tar:" + __file__, "as an uncompressed tar"),
         ("demo:test", "demo:train and demo:val"),
         ("tfds::train", "tfds:NAME"),
-        ("demo:train@0;demo:val@1", "positive"),
+        ("demo:train@0;demo:val@1", "weights must be above 0"),
     ],
 )
 def test_a_spec_that_cannot_be_opened_says_why_in_one_line(spec, words):

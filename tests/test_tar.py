@@ -128,6 +128,18 @@ def test_what_macos_adds_is_neither_label_nor_image(tmp_path, capsys):
     assert tars.listed(source) == {"0000.jpg": (JPEGS[0], 1), "0001.jpg": (JPEGS[1], 0)}
 
 
+def test_pipes_and_devices_in_a_tar_file_are_counted(tmp_path, capsys):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for name, kind in {"a": tarfile.DIRTYPE, "a/x.jpg": tarfile.FIFOTYPE}.items():
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            file.addfile(member)
+    source = opened(tmp_path, buffer.getvalue() + tars.packed([("a/1.jpg", JPEGS[0])]))
+    assert len(source) == 1 and not source.faults
+    assert f"{walk.SPECIAL}: 1 (a/x.jpg)" in capsys.readouterr().err
+
+
 def test_keys_with_dots_have_labels_of_their_own(tmp_path):
     names = ["img.0001", "img.0002", "n.v.0001", "n.v.0002"]
     members = []
@@ -185,7 +197,7 @@ REFUSED = {
     "cut within a member": (WHOLE[:2100], "is cut short: k/1.jpg ends at byte"),
     "cut within a header": (WHOLE[:1600], "is cut short within a header"),
     "empty": (b"", "it is empty; copy or pack 1 of 1 shards again"),
-    "zeros": (bytes(10240), "no image"),
+    "zeros": (bytes(10240), "holds no file; check the path, or copy"),
     "gzip": (gzip.compress(WHOLE), "it is gzip-compressed; unpack it"),
     "zip": (zipped(), "it is a zip file; copy"),
     "a page": (b"\n<!DOCTYPE html><html>404", "it is an HTML page"),

@@ -131,5 +131,5 @@ def test_labels_of_difficult_objects_count_for_neither_side(prepared):
 
 def test_a_set_of_tfds_that_is_not_there_is_told(prepared):
     for opened in (dense.open_labels, dense.open_depth):
-        with pytest.raises(ValueError, match="near: mnist"):
+        with pytest.raises(ValueError, match="similar names are mnist"):
             opened(f"tfds:mnits@{prepared}")

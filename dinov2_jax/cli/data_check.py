@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dinov2_jax import errors
-from dinov2_jax.cli import data, decoding, workdir, workers
+from dinov2_jax.cli import data, decoding, depths, workdir, workers
 from dinov2_jax.data import decode, faults, manifest, rules, sources
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
@@ -35,6 +35,9 @@ def main(options: argparse.Namespace) -> int:
     """Run the action; returns the exit code, 1 if anything is wrong."""
     decoding.require(options)
     told = rules.of(options.range, options.damaged)
+    if options.out:
+        with errors.at(options.out, "--out"):
+            workdir.require_place(options.out)
     job = Check(None if options.no_decode else options.max_pixels, told)
     spec = data.spec(options.source)
     bad, records, reasons = [], 0, []
@@ -44,6 +47,8 @@ def main(options: argparse.Namespace) -> int:
         source = sources.open_source(spec)
         records = len(source)
         bad += sources.faults(source)
+        if job.max_pixels is not None:
+            depths.tell(spec, source, job.max_pixels, told)
         for line, reason in _bad_records(source, options.workers, job):
             bad.append(line)
             reasons.append(reason)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dinov2_jax import errors, lease
-from dinov2_jax.cli import decoding, workdir, workers
+from dinov2_jax.cli import decoding, depths, workdir, workers
 from dinov2_jax.data import decode, manifest, packing, rules, sources
 from dinov2_jax.data.record import Source
 from dinov2_jax.escaping import utf8
@@ -48,6 +48,9 @@ def main(options: argparse.Namespace) -> int:
         raise errors.InputError(f"{folder} is a file; give a folder for the shards.")
     with errors.at(folder, "OUT"):
         source = sources.open_source(options.source, cache_dir=folder / PARTS)
+        if options.longest is not None:  # others keep their bytes
+            told = rules.of(options.range, options.damaged)
+            depths.tell(options.source, source, options.max_pixels, told)
         with lease.held(folder, "OUT"):
             return _pack(source, folder, options)
 

@@ -54,6 +54,10 @@ def main(options: argparse.Namespace) -> int:
             config.data[name] = value
     way = config.data
     resizing.require(way.resize)
+    if options.out:
+        with errors.at(options.out, "--out"):
+            options.out.mkdir(parents=True, exist_ok=True)
+            workdir.require_place(options.out / "stats.json")
     told = rules.of(way.range, way.damaged)
     source = sources.open_source(data.spec(options.source))
     number = min(options.records, len(source))
@@ -80,7 +84,6 @@ def main(options: argparse.Namespace) -> int:
     print(text(found))
     if options.out:
         with errors.at(options.out, "--out"):
-            options.out.mkdir(parents=True, exist_ok=True)
             workdir.write_text(
                 options.out / "stats.json", json.dumps(found, indent=2) + "\n"
             )

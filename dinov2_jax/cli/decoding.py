@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--range",
         default="auto",
         help="LOW,HIGH: samples that become black and white, of images of more than 8 "
-        "bits; default: auto, what the file declares",
+        "bits, such as --range=-1024,3071; default: auto, what the file declares",
     )
     add(
         "--damaged",

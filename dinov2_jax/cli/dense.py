@@ -16,7 +16,7 @@ from dinov2_jax import checkpoint, errors, resume, sharding
 from dinov2_jax.cli import frozen, predictions, setting, training
 from dinov2_jax.cli.results import Job
 from dinov2_jax.cli.setting import Range, Setting
-from dinov2_jax.data import dense, dense_batches
+from dinov2_jax.data import dense, dense_batches, rules
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.evals import probe
 from dinov2_jax.models import probes, vit
@@ -25,6 +25,7 @@ from dinov2_jax.train import progress
 FREE = (
     "head",
     "check_limit",
+    "max_pixels",
     "absent_classes",
     "test_batch",
     "threads",
@@ -40,7 +41,7 @@ FREE = (
 """Settings that the training of a head does not depend on."""
 
 BELOW_1 = Range("0 or more and below 1", lambda x: 0 <= x < 1)
-TRAINING = setting.Table(
+TRAINING = frozen.DECODING | setting.Table(
     lr=Setting(1e-3, "peak of the learning rate", setting.POSITIVE),
     betas=Setting((0.9, 0.999), "of AdamW: memory of slopes and squares", BELOW_1),
     warmup_start=Setting(1e-3, "share of the learning rate at step 0", setting.SHARE),
@@ -58,6 +59,11 @@ TRAINING = setting.Table(
     pictures=Setting(8, "predictions on the page", setting.WHOLE),
 )
 """Settings of both, with their defaults."""
+
+
+def decoding(s: types.SimpleNamespace) -> dict[str, Any]:
+    """How photographs are decoded, as `data.dense` takes it."""
+    return {"max_pixels": s.max_pixels, "rules": rules.of(s.range, s.damaged)}
 
 
 def require_lengths(s: types.SimpleNamespace, **lengths: int) -> None:

@@ -1,8 +1,9 @@
 """What is looked at before a head is trained: every map that will be needed.
 
 Photographs and maps of the validation set are read whole, of the training set the maps
-and the headers of the photographs, at most `check_limit` of them. So a file that cannot
-be used, or a setting that does not fit the files, costs no training.
+and the headers of the photographs (the first whole; all if corrupt ones are refused), at
+most `check_limit` of them. So a file that cannot be used, or a setting that does not fit
+the files, costs no training.
 """
 
 import contextlib
@@ -167,7 +168,8 @@ def _read(split: str, source: dense.Pairs, s: Any, look: Callable) -> np.ndarray
 
     def one(index: int) -> Any:
         try:
-            whole = split == "val"  # a photograph that fails would end the task late
+            # A photograph that fails would end the task late.
+            whole = split == "val" or s.damaged == "skip" or index == numbers[0]
             return look(source[index].target if whole else source.target(index))
         except errors.InputError as error:
             name, told = source.name(index), str(error)

@@ -1,12 +1,10 @@
 """Ranges of the samples of images of more than 8 bits, measured over a source."""
 
-import sys
 from typing import Any
 
-import jax
 import numpy as np
 
-from dinov2_jax.data import decode, deep, sources
+from dinov2_jax.data import decode, deep, sources, walk
 from dinov2_jax.data.reading import Reader
 from dinov2_jax.data.record import Source
 
@@ -69,13 +67,13 @@ def tell(spec: str, source: Source, max_pixels: int, told: decode.Rules) -> None
         source: of which a few records are read.
         max_pixels, told: as decode.decode.
     """
-    if told.range is not None or jax.process_index():
+    if told.range is not None:
         return
     count = min(len(source), FEW)
     rows = measured(source, np.arange(count) * len(source) // count, max_pixels)
     if any(row["declared"] and _better(row) for row in rows):
         for line in lines(rows, "auto"):
-            print(f"{spec}: {line}", file=sys.stderr)
+            walk.say(f"{spec}: {line}")
 
 
 def lines(rows: list[dict[str, Any]], chosen: str) -> list[str]:

@@ -101,7 +101,9 @@ def inputs(job: Job) -> dict[str, Any]:
         )
     blocks(job.backbone.model.depth, s.method)
     _rate(s)
-    opened = functools.partial(dense.open_depth, scale=s.scale, kb_crop=s.kb_crop)
+    opened = functools.partial(
+        dense.open_depth, scale=s.scale, kb_crop=s.kb_crop, **shared.decoding(s)
+    )
     return shared.inputs(job, opened)
 
 

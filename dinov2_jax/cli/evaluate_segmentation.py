@@ -155,6 +155,7 @@ def _opened(spec: str, s: Any) -> dense.Pairs:
         first=s.first_id,
         ignore=s.ignore_id,
         ids=ids_of(s.ids),
+        **shared.decoding(s),
     )
 
 

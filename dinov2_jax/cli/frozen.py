@@ -30,16 +30,7 @@ from dinov2_jax.data.record import Source
 from dinov2_jax.models import vit
 
 COMPUTE = embed_checks.COMPUTE
-IMAGES = setting.Table(
-    resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
-    crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
-    compute=Setting(
-        "float32", "number format of the forward pass", setting.choice(*COMPUTE)
-    ),
-    batch_size=Setting(64, "images at once, whatever the devices", setting.COUNT),
-    limit=Setting(0, "images of a set, evenly spread; 0 for all", setting.WHOLE),
-    workers=Setting(0, "processes that decode", setting.WHOLE),
-    threads=Setting(2, "threads that decode", setting.COUNT),
+DECODING = setting.Table(
     max_pixels=Setting(
         decode.MAX_PIXELS, "largest image that is decoded, pixels", setting.COUNT
     ),
@@ -50,9 +41,21 @@ IMAGES = setting.Table(
     ),
     damaged=Setting(
         "fill",
-        "JPEGs of corrupt data: filled, or skipped",
+        "JPEGs of corrupt data: filled, or skipped; with maps, refused",
         setting.choice(*rules.DAMAGED),
     ),
+)
+"""Settings of every task that decodes images."""
+IMAGES = DECODING | setting.Table(
+    resize=Setting(256, "shorter side of a resized image, pixels", setting.COUNT),
+    crop=Setting(224, "side of its central crop, pixels", setting.COUNT),
+    compute=Setting(
+        "float32", "number format of the forward pass", setting.choice(*COMPUTE)
+    ),
+    batch_size=Setting(64, "images at once, whatever the devices", setting.COUNT),
+    limit=Setting(0, "images of a set, evenly spread; 0 for all", setting.WHOLE),
+    workers=Setting(0, "processes that decode", setting.WHOLE),
+    threads=Setting(2, "threads that decode", setting.COUNT),
 )
 """Settings of every task at image level."""
 

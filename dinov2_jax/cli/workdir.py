@@ -1,10 +1,12 @@
 """What a run writes about itself: config, versions, pictures, exported weights."""
 
 import datetime
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -134,6 +136,16 @@ def check(
             f"{folder} holds a run of another config ({'; '.join(changed)}); "
             "choose another --workdir or add --allow-config-change."
         )
+
+
+def require_place(path: pathlib.Path) -> None:
+    """Raises OSError if no file can be written at a path; leaves nothing behind."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def _require_checkpoints(folder: pathlib.Path) -> None:

@@ -294,9 +294,10 @@ def _builder(tfds, name: str, data_dir: str | None):
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(re.split("[/:]", name)[0], known, 3)
+        like = f"; similar names are {', '.join(near)}" if near else ""
         raise errors.InputError(
-            f"TFDS knows no data set {name!r}; near: {', '.join(near) or 'nothing'}. "
-            "A data set of your own needs its data_dir: tfds:NAME:SPLIT@DATA_DIR."
+            f"TFDS knows no data set {name!r}{like}. A data set of your own needs its "
+            "data_dir: tfds:NAME:SPLIT@DATA_DIR."
         ) from None  # TFDS's own message lists every data set there is
     if not builder.info.splits:
         raise errors.InputError(

@@ -63,8 +63,8 @@ def image(kinds: list[Kind], spec: str, named: str | None) -> str:
     )
     if not (named or hits):
         raise errors.InputError(
-            f"{spec} has no column of images; its columns are {first.told()}. Needed is "
-            "one of bytes, or of structs with a field `bytes`."
+            f"{spec} has no column of images; its columns are {first.told()}. "
+            "Expected one of bytes, or of structs with a field `bytes`."
         )
     chosen = named or hits[0]
     for kind in kinds:
@@ -100,11 +100,16 @@ def label(kinds: list[Kind], spec: str, named: str | None) -> str | None:
         if len(hits) > 1:
             _say(f"{spec}: labels are those of {chosen!r}", "label", hits[1:])
     if chosen is None:
-        others = [
-            x.name for x in kinds[0].schema if _sort(x.type) in ("number", "text")
-        ]
+        fields = list(kinds[0].schema)
+        others = [x.name for x in fields if _sort(x.type) in ("number", "text")]
+        unfit = [f"{x.name} ({x.type})" for x in fields if x.name.lower() in LABELS]
         if others and named is None:
             _say(f"{spec}: no column of labels is known", "label", others)
+        elif unfit and named is None:
+            walk.say(
+                f"{spec}: images have no labels: {', '.join(unfit)} holds neither "
+                "integers nor texts"
+            )
         return None
     for kind in kinds:
         field = _field(kind, chosen)

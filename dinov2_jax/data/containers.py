@@ -48,6 +48,8 @@ def described(head: bytes) -> str | None:
     for start, what in WORDS.items():
         if text.startswith(start):
             return what
+    if b"<html" in text:
+        return WORDS[b"<html"]
     return None if head.strip(b"\0") else "zeros"
 
 

@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 
 import cv2
@@ -35,6 +36,8 @@ FORMATS = tuple(_ENDINGS)
 EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 """In lower case, of the files that can be decoded here."""
 Image.init()  # registers them; Image.open(formats=...) fails on what is not registered
+# Damage is told by DecodeError; Pillow would warn of some of it as well.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 RULES = Rules()
 """Those of the reference: full range, and gray where a JPEG's data is corrupt."""
@@ -89,11 +92,28 @@ def samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> deep.Samples | None
     return found if isinstance(found, deep.Samples) else None
 
 
-def size_of(data: bytes) -> tuple[int, int]:
+def size_of(data: bytes, *, max_pixels: int | None = None) -> tuple[int, int]:
     """(height, width) by the header of an image.
 
-    Raises: DecodeError if it is none.
+    Args:
+        data: an encoded image in any of FORMATS.
+        max_pixels: as `decode`; None for any number.
+    Raises: DecodeError if it is none, or too large a one.
     """
+    try:
+        size = _declared(data)
+    # Pillow's readers raise nearly every kind of error on damaged bytes.
+    except Exception as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise _refusal(data) from error
+    if max_pixels is not None:
+        _limit(*size, max_pixels)
+    return size
+
+
+def _declared(data: bytes) -> tuple[int, int]:
+    """`size_of`, with Pillow's own errors."""
     try:
         return simplejpeg.decode_jpeg_header(data)[:2]
     except ValueError:
@@ -196,7 +216,8 @@ def _read(data: bytes, max_pixels: int, all_depths: bool) -> np.ndarray | deep.S
     deeper = header is not None and header.deep
     with _unlimited(size):
         # Pillow reads some bands of 8 bits, and logs it where they are more than 6.
-        certain = unknown and (deeper or header.samples > 6)
+        several = header is not None and (header.planes or header.samples > 6)
+        certain = unknown and (deeper or several)
         picture = None if certain else _opened(data)
         if unknown and picture is None:
             raise DecodeError(f"these {len(data)} bytes are {unknown}.", "unsupported")
@@ -258,14 +279,21 @@ def _refusal(data: bytes) -> DecodeError:
         return DecodeError(f"{start} {rare}.", "unsupported")
     # Files of HEIC and AVIF may begin alike.
     if formats and (formats[0] != "AVIF" or b"avi" in data[8:64]):
-        return DecodeError(f"{start} a {formats[0]} image that is damaged or cut off")
+        article = "an" if formats[0] == "AVIF" else "a"
+        return DecodeError(
+            f"{start} {article} {formats[0]} image that is damaged or cut off"
+        )
     what = signatures.what(data) or f"no image of {', '.join(FORMATS)}"
     return DecodeError(f"{start} {what}", "no image")
 
 
 def _limit(height: int, width: int, max_pixels: int) -> None:
     """Raises DecodeError for an image of more than `max_pixels`, or of none."""
-    if not 0 < height * width <= max_pixels:
+    if not height * width:
+        raise DecodeError(
+            f"the image is of {height} x {width} pixels, or its header is damaged."
+        )
+    if height * width > max_pixels:
         raise DecodeError(
             f"the image is {height} x {width} = {height * width} pixels; 1 to "
             f"{max_pixels=} are allowed.",

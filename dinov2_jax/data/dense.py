@@ -10,7 +10,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data import decode, dense_tfds, fingerprint, kitti, layouts, mapfiles
-from dinov2_jax.data.pair import Pair, header_size, require_one_size
+from dinov2_jax.data.pair import Pair, require_one_size
 from dinov2_jax.escaping import escaped
 
 IGNORED = -1  # a label that counts nowhere
@@ -39,6 +39,7 @@ class Pairs:
     read: Callable[[str], np.ndarray]
     classes: tuple[str, ...] = ()
     max_pixels: int = decode.MAX_PIXELS
+    rules: decode.Rules = decode.RULES
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,7 +49,7 @@ class Pairs:
         path, target = self.images[index], self.targets[index]
         try:
             data = pathlib.Path(path).read_bytes()
-            image = decode.decode(data, max_pixels=self.max_pixels)
+            image = decode.decode(data, max_pixels=self.max_pixels, rules=self.rules)
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
             raise errors.InputError(
@@ -65,7 +66,8 @@ class Pairs:
         """
         path, target = self.images[index], self.targets[index]
         try:
-            size = header_size(pathlib.Path(path))
+            data = pathlib.Path(path).read_bytes()
+            size = decode.size_of(data, max_pixels=self.max_pixels)
             found = self.read(target)
         except (decode.DecodeError, OSError) as error:
             raise errors.InputError(
@@ -203,6 +205,7 @@ def open_labels(
     ignore: int = 255,
     ids: Mapping[int, int] | None = None,
     max_pixels: int = decode.MAX_PIXELS,
+    rules: decode.Rules = decode.RULES,
 ) -> Pairs | dense_tfds.TfdsPairs:
     """Photographs with label maps.
 
@@ -214,7 +217,7 @@ def open_labels(
         classes, first, ignore, ids: of `read_labels`, for pairs: and tfds:; the layouts
             know theirs. None takes the names of classes.txt, those that TFDS knows, or
             as many classes as `ids` names.
-        max_pixels: largest photograph that is decoded.
+        max_pixels, rules: of decoding the photographs, as `decode.decode`.
     Returns: the pairs, in the order of their names.
     Raises: ValueError if files are missing, with how many and which.
     """
@@ -241,9 +244,9 @@ def open_labels(
     told = {"classes": len(names), "first": first, "ignore": ignore, "ids": ids}
     if kind == "tfds":
         read = functools.partial(labels_of, **told)
-        return dense_tfds.TfdsPairs(spec, *found, read, names, max_pixels)
+        return dense_tfds.TfdsPairs(spec, *found, read, names, max_pixels, rules)
     read = functools.partial(read_labels, **told)
-    return Pairs(*found, read, names, max_pixels)
+    return Pairs(*found, read, names, max_pixels, rules)
 
 
 def _named(
@@ -266,6 +269,7 @@ def open_depth(
     scale: float = 1000.0,
     kb_crop: bool = False,
     max_pixels: int = decode.MAX_PIXELS,
+    rules: decode.Rules = decode.RULES,
 ) -> Pairs | dense_tfds.TfdsPairs | kitti.Cropped:
     """Photographs with depth maps.
 
@@ -278,7 +282,7 @@ def open_depth(
             `open_source`.
         scale: of `read_depth`; depth of floating point is in metres.
         kb_crop: whether `kitti.Cropped` keeps a part of each.
-        max_pixels: largest photograph that is decoded.
+        max_pixels, rules: of decoding the photographs, as `decode.decode`.
     Returns: the pairs.
     Raises: ValueError if files are missing, with how many and which.
     """
@@ -286,11 +290,11 @@ def open_depth(
     if kind == "tfds":
         *found, _ = dense_tfds.opened(spec, dense_tfds.DEPTHS)
         read = functools.partial(_metres, scale=scale)
-        pairs = dense_tfds.TfdsPairs(spec, *found, read, (), max_pixels)
+        pairs = dense_tfds.TfdsPairs(spec, *found, read, (), max_pixels, rules)
     else:
         found, _ = MEASURED[kind](spec, rest)
         read = functools.partial(read_depth, scale=scale)
-        pairs = Pairs(*found, read, (), max_pixels)
+        pairs = Pairs(*found, read, (), max_pixels, rules)
     return kitti.Cropped(pairs) if kb_crop else pairs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dinov2_jax import errors
 from dinov2_jax.data import decode, fingerprint, sources
-from dinov2_jax.data.pair import Pair, header_size, require_one_size
+from dinov2_jax.data.pair import Pair, require_one_size
 from dinov2_jax.escaping import escaped
 
 LABELS = ("segmentation_label", "segmentation_mask", "label_map", "annotation")
@@ -26,6 +26,7 @@ class TfdsPairs:
     read: Callable[[np.ndarray, str], np.ndarray]  # (map, its name) -> [H W]
     classes: tuple[str, ...] = ()
     max_pixels: int = decode.MAX_PIXELS
+    rules: decode.Rules = decode.RULES
 
     def __len__(self) -> int:
         return len(self.data)
@@ -34,7 +35,9 @@ class TfdsPairs:
         """Raises ValueError, naming the record, if it cannot be used."""
         entry, name = self._entry(index), self.name(index)
         try:
-            image = decode.decode(entry["image"], max_pixels=self.max_pixels)
+            image = decode.decode(
+                entry["image"], max_pixels=self.max_pixels, rules=self.rules
+            )
         except decode.DecodeError as error:
             raise errors.InputError(f"{name} cannot be read: {error}") from error
         target = self._map(entry, name)
@@ -48,7 +51,7 @@ class TfdsPairs:
         """
         entry, name = self._entry(index), self.name(index)
         try:
-            size = header_size(entry["image"])
+            size = decode.size_of(entry["image"], max_pixels=self.max_pixels)
         except decode.DecodeError as error:
             raise errors.InputError(f"{name} cannot be read: {error}") from error
         target = self._map(entry, name)

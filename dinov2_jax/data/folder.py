@@ -86,9 +86,13 @@ def is_image(name: str | bytes, ignored: walk.Ignored) -> bool:
 
 def report(spec: str, found: listing.Listing) -> None:
     """Tells what a list left out; raises ValueError if it holds nothing."""
+    if not len(found) and not found.ignored:
+        raise errors.InputError(
+            f"{shown(spec)} holds no file; check the path, or copy the files again."
+        )
     if not len(found):
         raise errors.InputError(
-            f"{shown(spec)} holds no image (ignored: {found.ignored or 'nothing'}); "
+            f"{shown(spec)} holds no image (ignored: {found.ignored}); "
             f"names must end in one of {' '.join(sorted(decode.EXTENSIONS))}."
         )
     walk.tell(spec, len(found), found.ignored)

@@ -54,6 +54,11 @@ def read(folder: str | os.PathLike) -> Manifest:
         # Escaped when they were packed, but by an older version not.
         found["classes"] = [normalize("NFC", shown(x)) for x in found["classes"]]
         found["labelled"], found["source"]
+    except FileNotFoundError as error:
+        raise errors.InputError(
+            f"{folder} is no packed data set, for it has no {NAME}; make one by "
+            "dinov2-jax data pack, or name a folder of images as folder:PATH."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise errors.InputError(
             f"{path} is no list of a packed data set: {error}"

@@ -1,21 +1,10 @@
 """A photograph with a value for every pixel."""
 
-import io
-import pathlib
-import struct
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from dinov2_jax import errors
-from dinov2_jax.data import decode
-
-FAILURES = (
-    *(OSError, ValueError, LookupError, TypeError, SyntaxError, ArithmeticError),
-    *(struct.error, Image.DecompressionBombError),
-)
-"""What Pillow raises of a header."""
 
 
 class Pair(NamedTuple):
@@ -39,20 +28,6 @@ def require_one_size(
             f"{name} has {_size(image)} pixels, but {other} has {_size(target)}; they "
             "must be equal."
         )
-
-
-def header_size(file: pathlib.Path | bytes) -> tuple[int, int]:
-    """(height, width) of an encoded photograph, by its header.
-
-    Raises: DecodeError or OSError if it is none.
-    """
-    try:
-        opened = io.BytesIO(file) if isinstance(file, bytes) else file
-        with Image.open(opened, formats=decode.FORMATS) as picture:
-            return picture.height, picture.width
-    except FAILURES:  # the decoder tells what it is
-        data = file if isinstance(file, bytes) else file.read_bytes()
-        return decode.decode(data).shape[:2]
 
 
 def _size(shape: tuple[int, ...]) -> str:

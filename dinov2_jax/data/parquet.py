@@ -163,7 +163,9 @@ class Parquet:
             top = len(names) if names else CLASSES
             for value in (low, high):
                 if not -1 <= value < top:
-                    told = f"its names are {len(names)}: {patterns.named(list(names))}"
+                    told = (
+                        f"has names for 0 to {top - 1}: {patterns.named(list(names))}"
+                    )
                     least = f"numbers of classes are 0 to {CLASSES - 1}"
                     raise errors.InputError(
                         f"{self._paths[number]} has label {value} in {self._label!r}, "

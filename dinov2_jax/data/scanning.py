@@ -120,9 +120,11 @@ def _row(
 ) -> listing.Entry | None:
     """What `members` tells of a member; None if it is nothing to read."""
     link = member.islnk() or member.issym()
-    if not (link or member.isreg()):
-        return None
     name, scope = _name(member.name), b"%d %d " % (shard, members.archive)
+    if not (link or member.isreg()):
+        if not member.isdir():
+            scan.ignored.entry(walk.SPECIAL, name)
+        return None
     if name.lower().endswith(b".cls") and not walk.is_service(name):
         kind, scan.labelled = samples.LABEL, True
     elif folder.is_image(name, walk.Ignored() if link else scan.ignored):

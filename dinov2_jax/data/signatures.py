@@ -1,5 +1,7 @@
 """What bytes are that are no image that can be decoded, by how they begin."""
 
+from dinov2_jax.data import containers
+
 CONVERT = "convert it to JPEG or PNG"
 DICOM = (
     "a DICOM file; write its pixels as 16-bit PNG or TIFF (pydicom, dcm2img) and set "
@@ -46,35 +48,45 @@ _STARTS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x00\x00\x01\xba", "a video (MPEG); read it as video:PATH"),
     (0, b"FLV", "a video (Flash); read it as video:PATH"),
     (0, b"ID3", "a sound file (MP3)"),
-    (0, b"PK\x03\x04", "a ZIP archive; unpack it"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it"),
-    (0, b"Rar!", "a RAR archive; unpack it"),
-    (0, b"\x1f\x8b", "a gzip file; unpack it"),
-    (257, b"ustar", "a tar file; read it as tar:PATH"),
     (0, b"\x93NUMPY", "a NumPy array; write it as 16-bit PNG or float TIFF"),
-    (0, b"\x89HDF", "an HDF5 file; write its images as files"),
     (
         0,
         b"\x00\x05\x16\x07",
         "a macOS AppleDouble file, which holds no pixels; delete it",
     ),
     (0, b"\xd0\xcf\x11\xe0", "an OLE document, such as Thumbs.db, and no image"),
-    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file: git lfs pull"),
 )
+
+# A word of what `containers` calls bytes -> what to do with them.
+_ADVICE = {
+    "compressed": "unpack it",
+    "zip": "unpack it",
+    "7-Zip": "unpack it",
+    "RAR": "unpack it",
+    "tar": "read it as tar:PATH",
+    "Parquet": "read it as parquet:PATH",
+    "server's error": "download the image again",
+    "git lfs": "fetch it by that",
+}
 
 
 def what(data: bytes) -> str:
     """What these bytes are, and what to do with them; "" if that cannot be told."""
-    if not data:
-        return "an empty file; copy or download it again"
     if not any(data):
-        return "all zero; copy or download the file again"
+        return f"{'all zero' if data else 'an empty file'}; copy or download it again"
     if data[4:8] == b"ftyp":
         return _by_brand(data)
     for offset, start, text in _STARTS:
         if data.startswith(start, offset):
             return text
-    return _text(data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower())
+    text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<") and b"<svg" in text:
+        return "an SVG drawing; render it as PNG"
+    found = containers.described(data[:512])
+    if found in (None, "zeros"):
+        return ""
+    advice = (text for word, text in _ADVICE.items() if word in found)
+    return f"{found}; {next(advice, 'write its images as files')}"
 
 
 def rare_jpeg(data: bytes) -> str:
@@ -103,18 +115,3 @@ def _by_brand(data: bytes) -> str:
     if any(brand in _HEIC for brand in brands):
         return f"a HEIC image; {CONVERT}, for instance by heif-convert IN.heic OUT.jpg"
     return "a video (MP4 or QuickTime); read it as video:PATH"
-
-
-def _text(start: bytes) -> str:
-    """What a text is, by its first characters in lower case."""
-    if start.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in start:
-        return (
-            "an HTML page, such as a server's error message; download the image again"
-        )
-    if b"<svg" in start and start.startswith(b"<"):
-        return "an SVG drawing; render it as PNG"
-    if start.startswith(b"<?xml"):
-        return "an XML text, such as a server's error message; download the image again"
-    if start.startswith((b"{", b"[")):
-        return "a JSON text, such as a server's error message; download the image again"
-    return ""

@@ -176,8 +176,13 @@ def open_source(
         raise errors.InputError(
             f"{spec!r} names no source; give one such as folder:PATH."
         )
-    opened = tuple(_readable(part, cache_dir) for part, _ in parts)
     weights = tuple(weight for _, weight in parts)
+    if min(weights) <= 0:
+        raise errors.InputError(
+            f"{spec!r} gives a source the weight 0; weights must be above 0: leave out "
+            "what is not to be read."
+        )
+    opened = tuple(_readable(part, cache_dir) for part, _ in parts)
     return opened[0] if len(opened) == 1 else Mixture(opened, weights)
 
 
@@ -244,9 +249,9 @@ def _open(spec: str, cache_dir) -> Source:
     kind, _, rest = spec.partition(":")
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1)
-        hint = f"did you mean {near[0]}:? " if near else ""
+        hint = f"did you mean {near[0]}:? Known" if near else "known"
         raise errors.InputError(
-            f"unknown kind of source {kind!r} in {spec!r}; {hint}Known are "
+            f"unknown kind of source {kind!r} in {spec!r}; {hint} are "
             f"{', '.join(f'{kind}:' for kind in KINDS)}."
         )
     if not rest:

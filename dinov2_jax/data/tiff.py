@@ -138,11 +138,18 @@ def _declared(one: dict) -> tuple[float, float] | None:
 def refusal(found: Header) -> str:
     """What a TIFF holds that is no photograph, or that no reader here knows; or ""."""
     colours = found.samples - found.alpha
-    most = 3 if found.photometric == RGB else 1  # Pillow passes over so many
+    # Pillow passes over so many, of 8 bits.
+    most = 3 if found.photometric == RGB and not found.deep else 1
     if colours not in (1, 3, 4) or not 0 <= found.alpha <= most:
         return (
             f"a TIFF of {found.samples} bands; images need 1 or 3 (4 with alpha). "
             "Choose three, for instance by gdal_translate -b 4 -b 3 -b 2"
+        )
+    if found.planes and (found.deep or found.samples == 2):
+        return (
+            f"a TIFF of {found.samples} separate planes of {found.bits} bits, which "
+            "are not decoded; write it pixel by pixel, for instance by gdal_translate "
+            "-co INTERLEAVE=PIXEL"
         )
     if not found.deep:
         return ""
@@ -155,12 +162,6 @@ def refusal(found: Header) -> str:
             f"a TIFF of {names.get(found.format, '')}samples of {found.bits} bits, "
             "which are not decoded; write it with unsigned samples of 16 bits or float "
             "samples of 32"
-        )
-    if found.planes:
-        return (
-            f"a TIFF of {found.samples} separate planes of {found.bits} bits, which "
-            "are not decoded; write it pixel by pixel, for instance by gdal_translate "
-            "-co INTERLEAVE=PIXEL"
         )
     if found.photometric not in (WHITE, BLACK, RGB, CMYK) or found.samples == 2:
         return (

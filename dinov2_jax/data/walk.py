@@ -16,7 +16,8 @@ from dinov2_jax.escaping import escaped, shown
 
 SERVICE = frozenset(
     b"""@eaDir @Recycle @Recently-Snapshot #recycle #snapshot ~snapshot __MACOSX
-    __pycache__ Thumbs.db ehthumbs.db desktop.ini lost+found $RECYCLE.BIN""".lower().split()
+    __pycache__ @tmp found.000 Thumbs.db ehthumbs.db desktop.ini lost+found
+    $RECYCLE.BIN""".lower().split()
 ) | {b"system volume information", b"network trash folder", b"temporary items"}
 """Besides names that open with a dot: what systems, servers and tools leave behind."""
 

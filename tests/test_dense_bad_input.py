@@ -296,6 +296,12 @@ def test_ids_may_be_told_and_classes_may_be_absent(ask):
     )
 
 
+def test_maps_of_one_class_alone_are_warned_of(ask):
+    code, lines = ask("segmentation", everywhere(np.zeros_like), absent_classes=True)
+    assert code == 0
+    assert any("labelled pixels of val are of one class, dark:" in x for x in lines)
+
+
 def test_maps_beyond_the_limit_are_not_read_and_it_is_said(ask):
     code, lines = ask("segmentation", check_limit=2)
     assert code == 0

@@ -95,6 +95,11 @@ REFUSED = {
         ("--set=protocol=revisited", "--set=truth=none.pkl"),
         "none.pkl is no file",
     ),
+    "no file of ground truth": (
+        "retrieval",
+        ("--set=protocol=revisited",),
+        "protocol=revisited needs --set truth=FILE",
+    ),
     "a head, whose maps are not there": (
         "segmentation",
         ("--set=head=none.pth", "--train=", "--val=pairs:x,y"),
@@ -163,6 +168,31 @@ def test_labels_beyond_the_classes_are_refused(refused, home, tmp_path, told):
     told("evaluate linear: a label beyond the classes", line)
 
 
+@pytest.mark.parametrize(
+    ("truth", "more", "words"),
+    [
+        ({"imlist": ["im-1"], "qimlist": ["im-9"]}, (), "lacks 1 images of the ground"),
+        ({"imlist": "im-1"}, (), "is no ground truth of revisited Oxford or Paris"),
+        (
+            {"imlist": ["im-1", "im-2"], "qimlist": ["im-3"]},
+            ("--set=limit=1",),
+            "limit=1: protocol=revisited needs all images",
+        ),
+    ],
+    ids=["missing images", "no ground truth", "a limit"],
+)
+def test_ground_truth_is_read_before_features_are_made(
+    truth, more, words, refused, tmp_path, told, request
+):
+    path = tmp_path / "gnd.json"
+    query = {"bbx": [0, 0, 32, 32], "easy": [0], "hard": [], "junk": []}
+    path.write_text(json.dumps(truth | {"gnd": [query]}))
+    given = ("--set=protocol=revisited", f"--set=truth={path}", *more)
+    line = refused("retrieval", *given)
+    assert words in line
+    told(f"evaluate retrieval: {request.node.callspec.id}", line)
+
+
 def test_a_class_that_train_lacks_is_refused_by_name(refused, tmp_path, told):
     (tmp_path / "val/moon").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(tmp_path / "val/moon/1.png")
@@ -191,6 +221,7 @@ def get_config():
         f'"linear", {spec}, "tests": {{"x": "folder:none"}}': "folder:none is not",
         f'"linear", {spec}, "labels": {{"x": "y"}}': "--labels x=... names no --test",
         f'"segmentation", {voc}': "needs the folder NONE",
+        f'"retrieval", {spec}, "set": {{"protocol": "revisited"}}': "truth=FILE",
     }
     for entry, words in late.items():
         path.write_text(text.replace('"LATE"', entry))

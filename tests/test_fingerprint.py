@@ -120,6 +120,11 @@ def test_maps_count_as_photographs_do(tmp_path):
 
     before = opened()
     assert opened() == before
+    moved = [tmp_path / "moved" / part for part in ("images", "maps")]
+    for folder in moved:
+        shutil.copytree(tmp_path / folder.name, folder, copy_function=shutil.copy2)
+    there = dense.open_labels(f"pairs:{moved[0]},{moved[1]}", classes=2)
+    assert fingerprint.of(there) == before
     touched(tmp_path / "maps/1.png")
     after = opened()
     assert after != before

@@ -101,6 +101,10 @@ def test_a_head_is_loaded_with_the_range_it_was_trained_with(trained, tmp_path):
         ({"upsample": 4}, "with upsample=2 and not 4"),
         ({"method": "dpt"}, "with blocks=.*method=lin1 and not dpt"),
         (
+            {"task": evaluate_segmentation, "crop": 32, "stride": 16, "classes": 2},
+            "is a head for linear depth, not for segmentation",
+        ),
+        (
             {"task": evaluate_depth_kitti, "max_depth": 80.0},
             "max_depth=20.0 and not 80",
         ),

@@ -17,6 +17,7 @@ import sys
 import pytest
 
 import dinov2_jax
+from dinov2_jax.cli import workdir
 
 ROOT = pathlib.Path(dinov2_jax.__file__).parent
 REPOSITORY = ROOT.parent
@@ -184,6 +185,26 @@ def test_step_models_and_losses_need_what_an_accelerator_image_has(name):
             assert top in ACCELERATOR or top in sys.stdlib_module_names, (
                 f"{name} needs {other} through {module}."
             )
+
+
+SILENT = {
+    *("backbone_options", "decoding", "embed_checks", "identity", "setting"),
+    *("dense_checks", "depths", "doubts", "predictions", "results"),
+    *("training", "workdir"),
+}
+"""Modules of cli that evaluations import and that change none of their numbers: options,
+which are compared themselves, checks, warnings and files."""
+
+
+def test_the_version_of_the_code_covers_every_module_that_makes_a_number():
+    tasks = [name for name in MODULES if name.startswith("cli.evaluate_")]
+    used = {name for task in tasks for name in reached(task) if within(name, "cli")}
+    numeric = {path for part in workdir.NUMERIC for path in ROOT.glob(part)}
+    numeric |= {MODULES[f"cli.{name}"] for name in SILENT} | {MODULES["cli"]}
+    assert {name for name in used if MODULES[name] not in numeric} == set()
+    rooms = [n for n in MODULES if n.partition(".")[0] in ("models", "data", "evals")]
+    packages = {path for path in MODULES.values() if path.name == "__init__.py"}
+    assert {MODULES[name] for name in rooms} - packages <= numeric
 
 
 def loaded_by(code: str, **environment: str) -> set[str]:

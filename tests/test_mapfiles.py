@@ -1,6 +1,7 @@
 """Maps in files of every format: the numbers that were written, or a refusal by name."""
 
 import pathlib
+import pickle
 import struct
 import zlib
 
@@ -98,6 +99,24 @@ def test_what_keeps_no_ids_is_refused_by_name(name, tmp_path):
     with pytest.raises(ValueError, match=told) as caught:
         dense.read_labels(str(tmp_path / name), classes=3)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "got 0"),
+        (b"text", "expected 6 bytes got 4|magic string"),
+        (b"PK\3\4 a .npz under another name", "the magic string is not correct"),
+        (pickle.dumps([1]), "the magic string is not correct"),
+    ],
+)
+def test_what_is_no_npy_is_not_taken_for_a_pickle(data, told, tmp_path):
+    path = tmp_path / "a.npy"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=told) as caught:
+        mapfiles.load(str(path), "a depth map")
+    assert "a.npy cannot be read as a depth map" in str(caught.value)
+    assert "pickle" not in str(caught.value)
 
 
 def test_depth_may_be_tiff_and_has_more_than_8_bits(tmp_path):

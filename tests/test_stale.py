@@ -4,6 +4,7 @@ Each test evaluates, changes the data, and evaluates again, both in the same fol
 in fresh ones: these two agree, and differ from before.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from PIL import Image
 from dinov2_jax import __main__ as command
 from dinov2_jax.cli import evaluate_depth, evaluate_segmentation
 from dinov2_jax.convert import export, names
+from dinov2_jax.data import fingerprint, sources
 
 SIZES = ("resize=32", "crop=32", "batch_size=8")
 HEADS = ("steps=8", "rates=8.0", "blocks=1", "train_batch=8", "log_every=99")
@@ -126,6 +128,29 @@ def test_a_training_on_other_data_is_set_aside(ask, tmp_path, capsys):
     assert (tmp_path / "out/training.old/state.msgpack").is_file()
 
 
+def test_weights_that_change_in_their_place_are_learnt_on_anew(
+    ask, weights, tmp_path, capsys
+):
+    root, other = pictures(tmp_path / "data"), tmp_path / "other.safetensors"
+    other.write_bytes(weights.read_bytes())
+    ask("linear", root, "out", f"--weights={other}")
+    ask("linear", root, "out")  # the same in another place
+    assert not (tmp_path / "out/training.old").exists()
+    ask("linear", root, "out", f"--weights={other}")
+    built = peers.model(patch_size=8, image_size=32, heads=6)
+    state = names.backbone_to_official(peers.params(built, seed=1), 8)
+    export.write_safetensors(other, state, export.about(built))
+    capsys.readouterr()
+    after = ask("linear", root, "out", f"--weights={other}")
+    assert "model.heads, weights_sha256 changed since the tr" in capsys.readouterr().err
+    assert after == ask("linear", root, "fresh", f"--weights={other}")
+    given = ["evaluate", "linear", f"--weights={weights}", f"--out={tmp_path / 'out'}"]
+    given += [f"--{x}=folder:{root / x}" for x in ("train", "val")]
+    given += [f"--set={x}" for x in (*SIZES, *TASKS["linear"])]
+    assert command.main(given) == 1
+    assert "different are model.heads, weights_sha256." in capsys.readouterr().err
+
+
 SMALL = {"steps": 4, "batch_size": 8, "warmup": 1, "log_every": 99, "test_batch": 8}
 KINDS = {
     evaluate_segmentation: {"crop": 64, "side": 128, "stride": 48, "lr": 0.02},
@@ -167,7 +192,20 @@ def test_maps_that_change_are_learnt_anew(task, tmp_path):
     assert after == run("fresh") != before
 
 
-def test_results_are_kept_only_for_the_same_data(weights, tmp_path, capsys):
+def test_results_are_kept_only_for_the_same_data(
+    weights, tmp_path, capsys, monkeypatch
+):
+    calls = collections.Counter()
+
+    def counted(module, name):
+        real = getattr(module, name)
+
+        def count(one):
+            calls[name] += 1
+            return real(one)
+
+        monkeypatch.setattr(module, name, count)
+
     root = pictures(tmp_path / "data")
     suite = tmp_path / "suite.py"
     suite.write_text(
@@ -194,7 +232,10 @@ def get_config():
         texts = [(folder / "results.json").read_text() for folder in folders]
         return [json.loads(text)["metrics"] for text in texts]
 
+    counted(sources, "open_source")
+    counted(fingerprint, "of")
     before = run("out")
+    assert calls == {"open_source": 2, "of": 2}  # by two tasks that read three sets
     assert run("out") == before
     assert capsys.readouterr().err.count("is there already\n") >= 2
     blackened(root)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from dinov2_jax import errors
-from dinov2_jax.cli import setting
+from dinov2_jax.cli import doubts, setting
 from dinov2_jax.cli.results import Job
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import dense, dense_batches
@@ -52,6 +52,7 @@ def labels(job: Job, named: bool) -> None:
     if train is not None:
         in_train = _read("train", train, s, counted).sum(0)
     _require_labels({"train": in_train, "val": in_val}, train is not None, s, named)
+    doubts.of_one_class(job, "labelled pixels of val", in_val[1:], val.classes)
     lacking = in_train[1:] + in_val[1:] == 0
     whole = train is not None and len(_numbers("train", train, s)) == len(train)
     if lacking.any():

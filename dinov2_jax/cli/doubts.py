@@ -21,17 +21,29 @@ def of_labels(job: Any, split: str, labels: np.ndarray, names: Sequence[str]) ->
         names: of the classes of this set.
     """
     counts = np.bincount(labels, minlength=len(names))
-    if (counts > 0).sum() == 1:
-        only = escaping.shown(names[int(counts.argmax())])
-        job.warn(
-            f"all images of {split} are of one class, {only}: a guess that is always "
-            "the same may be right."
-        )
+    of_one_class(job, f"images of {split}", counts, names)
     empty = [escaping.shown(names[i]) for i in np.flatnonzero(counts == 0)]
     if empty:
         some = ", ".join(empty[:3]) + ", ..." * (len(empty) > 3)
         job.warn(
             f"classes of {split} without an image: {len(empty)} of {len(names)} ({some})."
+        )
+
+
+def of_one_class(job: Any, what: str, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Warn if only one of all classes occurs.
+
+    Args:
+        job: to warn.
+        what: is counted, such as images of val.
+        counts: [K] of each class.
+        names: [K] of the classes.
+    """
+    if (counts > 0).sum() == 1:
+        only = escaping.shown(names[int(counts.argmax())])
+        job.warn(
+            f"all {what} are of one class, {only}: a guess that is always the same may "
+            "be right."
         )
 
 

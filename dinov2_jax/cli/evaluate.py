@@ -155,9 +155,10 @@ def run_all(options: argparse.Namespace) -> None:
             f"No task of {options.config} has the setting {unused[0]}."
         )
     backbone = _backbone(options)
+    shared: dict[str, dict] = {"sources": {}, "prints": {}}
     opened = _opened(
         {
-            name: _job(options, backbone, entry, wanted, options.out / name)
+            name: _job(options, backbone, entry, wanted, options.out / name, **shared)
             for name, (entry, wanted) in jobs.items()
         }
     )
@@ -271,8 +272,10 @@ def _opened(jobs: Mapping[str, results.Job]) -> dict[str, results.Job]:
     return opened
 
 
-def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.Job:
-    """What a task is given."""
+def _job(
+    options, backbone, entry: dict, wanted, out: pathlib.Path, **shared
+) -> results.Job:
+    """What a task is given; `shared` by all tasks of a list."""
     return results.Job(
         task=entry["task"],
         weights=options.weights,
@@ -284,6 +287,7 @@ def _job(options, backbone, entry: dict, wanted, out: pathlib.Path) -> results.J
         out=out.expanduser(),
         cache=(options.cache or options.out / "features").expanduser(),
         settings=wanted,
+        **shared,
     )
 
 

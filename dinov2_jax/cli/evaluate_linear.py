@@ -22,7 +22,7 @@ from dinov2_jax import errors
 from dinov2_jax.cli import doubts, frozen, heads, predictions, results, setting
 from dinov2_jax.cli.results import Job, Outcome
 from dinov2_jax.cli.setting import Setting
-from dinov2_jax.data import classes, labelled, rules
+from dinov2_jax.data import classes, labelled, rules, sources
 from dinov2_jax.data.batch import normalize
 from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import linear, metrics
@@ -89,7 +89,8 @@ def run(job: Job) -> Outcome:
     )
     right = linear.accuracies(found, val.rows, val.labels, kinds)
     chosen, told = heads.chosen_of(right, s)
-    about = {"spec": job.train, "images": len(train)}
+    images = len(frozen.chosen(len(train), s.limit))
+    about = {"spec": job.train, "images": images}
     data = {"train": about, "val": val.about}
 
     def head(rows: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
@@ -135,9 +136,13 @@ def _batches(job: Job, train, apply, features) -> heads.Batches:
         frozen.require_classes(found)
         return heads.from_rows(found.rows, found.labels, s.seed, s.steps)
 
+    some = train
+    if s.limit:
+        some = sources.Subset(train, frozen.chosen(len(train), s.limit))
+
     def batches(begin: int, batch: int, mesh):
         made = labelled.train_batches(
-            train,
+            some,
             size=s.crop,
             seed=s.seed,
             batch_size=batch,

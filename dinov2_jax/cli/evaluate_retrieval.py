@@ -21,6 +21,7 @@ from dinov2_jax.cli.results import Job, Outcome, Picture
 from dinov2_jax.cli.setting import Setting
 from dinov2_jax.data import classes, decode, fingerprint, rules
 from dinov2_jax.data.record import Record, Source
+from dinov2_jax.data.truth import Truth
 from dinov2_jax.escaping import unescaped
 from dinov2_jax.evals import knn, retrieval
 from dinov2_jax.viz import evaluation
@@ -49,6 +50,7 @@ class Listed:
     boxes: tuple[tuple[float, float, float, float], ...] = ()  # left top right bottom
     max_pixels: int = decode.MAX_PIXELS
     rules: decode.Rules = decode.RULES
+    sha256: str = ""  # `fingerprint.of` the source, if it was taken already
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,19 +78,25 @@ class Listed:
     def identity(self) -> Iterator:
         """What `fingerprint.of` reads."""
         yield "listed", self.numbers, self.boxes
-        yield fingerprint.of(self.source)
+        yield self.sha256 or fingerprint.of(self.source)
 
 
 def inputs(job: Job) -> dict[str, Any]:
     """The sources, and the file of ground truth."""
-    found = frozen.inputs(job)
-    if job.settings.protocol != "revisited":
+    found, revisited = frozen.inputs(job), job.settings.protocol == "revisited"
+    if revisited and not job.settings.truth:
+        raise errors.InputError(
+            "protocol=revisited needs --set truth=FILE, such as gnd_roxford5k.pkl."
+        )
+    if not revisited:
         for split in ("val", "train")[: 1 + (job.train is not None)]:
             frozen.require_names(getattr(job, split), found[split])
             doubts.of_empty_folders(job, split, found[split])
     if job.settings.truth:
         found["truth"] = pathlib.Path(job.settings.truth)
         frozen.require_file("truth", found["truth"])
+    if revisited:
+        _listed(job, found["val"])
     return found
 
 
@@ -216,16 +224,16 @@ def _nearest(
     return predictions.of("queries", queries.names, queries.records, truth | columns)
 
 
-def _revisited(job: Job, apply) -> Outcome:
-    """mAP of revisited Oxford or Paris."""
-    s = job.settings
-    if not s.truth:
-        raise errors.InputError(
-            "protocol=revisited needs --set truth=FILE, such as gnd_roxford5k.pkl."
-        )
+def _listed(job: Job, all_images: Source) -> tuple[Truth, dict[str, Listed]]:
+    """The ground truth of revisited, and the images of which it tells.
+
+    Args:
+        job: of the task.
+        all_images: its source.
+    Raises: ValueError if the file is no ground truth, or images are missing.
+    """
+    s, spec = job.settings, job.val
     known = ground_truth.read(pathlib.Path(s.truth).expanduser())
-    spec = job.val
-    all_images = job.inputs["val"]
     names = map(unescaped, map(all_images.name, range(len(all_images))))
     names = [pathlib.Path(name).stem for name in names]
     places = {name: number for number, name in enumerate(names)}
@@ -235,17 +243,29 @@ def _revisited(job: Job, apply) -> Outcome:
             f"{spec} lacks {len(lost)} images of the ground truth, such as "
             f"{', '.join(lost[:3])}; give the folder that holds them all."
         )
+    if 0 < s.limit < max(len(known.images), len(known.queries)):
+        raise errors.InputError(
+            f"limit={s.limit}: protocol=revisited needs all images; set limit=0."
+        )
     boxes = known.boxes if s.crop_queries else ()
-    lists = {
-        "database": Listed(all_images, tuple(places[n] for n in known.images)),
-        "queries": Listed(
-            all_images,
-            tuple(places[n] for n in known.queries),
-            boxes,
-            s.max_pixels,
-            rules.of(s.range, s.damaged),
-        ),
+    decoding = s.max_pixels, rules.of(s.range, s.damaged)
+    sha256 = job.fingerprints.get("val", "")
+
+    def listed(names: Sequence[str], boxes: tuple = ()) -> Listed:
+        numbers = tuple(places[name] for name in names)
+        return Listed(all_images, numbers, boxes, *decoding, sha256)
+
+    parts = {
+        "database": listed(known.images),
+        "queries": listed(known.queries, boxes),
     }
+    return known, parts
+
+
+def _revisited(job: Job, apply) -> Outcome:
+    """mAP of revisited Oxford or Paris."""
+    s, spec = job.settings, job.val
+    known, lists = _listed(job, job.inputs["val"])
     found = {
         part: frozen.features(
             job.backbone,
@@ -262,7 +282,7 @@ def _revisited(job: Job, apply) -> Outcome:
         if one.about["skipped"] or len(one.rows) < len(lists[part]):
             raise errors.InputError(
                 f"{spec}: only {len(one.rows)} of {len(lists[part])} images of the "
-                f"{part} were read; this protocol needs all (and limit=0)."
+                f"{part} could be decoded; this protocol needs all."
             )
     kept = _Kept(s.shown)
     queries, database = found["queries"], found["database"]

@@ -29,6 +29,7 @@ SETTINGS = (
     frozen.IMAGES
     | heads.SETTINGS
     | setting.Table(
+        limit=Setting(0, "clips of a set, evenly spread; 0 for all", setting.WHOLE),
         frames=Setting(8, "frames of a clip, spread evenly", setting.COUNT),
         pool=Setting(
             "average", "what becomes of their features", setting.choice(*POOLS)

@@ -143,9 +143,10 @@ def chosen(count: int, limit: int) -> np.ndarray:
 
 
 def opened_source(job: Any, spec: str) -> Source:
-    """A source of which something can be decoded."""
-    source = sources.open_source(spec)
-    s = job.settings
+    """A source of which something can be decoded; `job.sources` gets it."""
+    source, s = job.sources.get(spec), job.settings
+    if source is None:
+        source = job.sources[spec] = sources.open_source(spec)
     told = rules.of(s.range, s.damaged)
     pipeline.require_decodable(source, max_pixels=s.max_pixels, rules=told)
     return source

@@ -51,6 +51,12 @@ def given_head(job: Job, kind: type, expected: Mapping, **options):
     """
     source = job.settings.head
     told = headfile.note(source)
+    use = "depth" if "max_depth" in expected else "segmentation"
+    if not str(told.get("head", use)).endswith(use):
+        raise errors.InputError(
+            f"head={source} is a head for {told['head']}, not for {use}; choose another "
+            "head or task."
+        )
     wrong = [
         f"{key}={told[key]} and not {expected[key]}"
         for key in expected

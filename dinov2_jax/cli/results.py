@@ -17,6 +17,7 @@ from PIL import Image
 
 from dinov2_jax.cli import doubts, frozen, predictions, workdir
 from dinov2_jax.data import fingerprint
+from dinov2_jax.data.record import Source
 from dinov2_jax.evals import depth, metrics
 from dinov2_jax.viz import evaluation, page
 
@@ -55,6 +56,10 @@ class Job:
     """Split -> its opened source, or the Path of a file; of a task's `inputs`."""
     fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
     """Split -> `fingerprint.of` its input."""
+    sources: dict[str, Source] = dataclasses.field(default_factory=dict)
+    """Spec -> its source, if it was opened already, by another task of a list too."""
+    prints: dict[int, str] = dataclasses.field(default_factory=dict)
+    """id() of each of these -> its fingerprint, if that was taken already."""
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def warn(self, text: str) -> None:
@@ -71,10 +76,18 @@ class Job:
         if self.inputs:
             return self
         found = inputs(self)
-        prints = {split: fingerprint.of(one) for split, one in found.items()}
+        prints = {split: self._print(one) for split, one in found.items()}
         job = dataclasses.replace(self, inputs=found, fingerprints=prints)
         doubts.of_equal_splits(job)
         return job
+
+    def _print(self, data: Any) -> str:
+        """The fingerprint of an input; a source that is shared is looked at once."""
+        if not any(data is source for source in self.sources.values()):
+            return fingerprint.of(data)
+        if id(data) not in self.prints:
+            self.prints[id(data)] = fingerprint.of(data)
+        return self.prints[id(data)]
 
 
 class Picture(NamedTuple):

@@ -29,7 +29,8 @@ def resumed(job: Job, judge: str) -> dict[str, Any]:
         judge: the metric by which C is chosen.
     Raises: ValueError if the folder holds the state of another training.
     """
-    making = training.making(job, FREE) | {"judge": judge}
+    splits = ("train", "labels/train")  # no C is chosen by val
+    making = training.making(job, FREE, splits) | {"judge": judge}
     path = training.claim(job.out, making) / "sweep.npz"
     partial, cs = _read(path), values(job.settings)
     begin = 0 if partial is None else len(partial.scores)

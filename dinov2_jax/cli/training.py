@@ -15,6 +15,9 @@ NAME = "training"
 STALE = ("code", "fingerprints")
 """What may have changed under a training: its state is of no use then."""
 
+WEIGHTS = ("architecture", "model", "weights_sha256")
+"""Likewise, if they come from the same place as before: of a run that has gone on."""
+
 
 def making(
     job: results.Job,
@@ -32,7 +35,7 @@ def making(
     settings = {k: v for k, v in asked["settings"].items() if k not in free}
     prints = {k: v for k, v in asked["fingerprints"].items() if k in splits}
     asked |= {"settings": settings, "fingerprints": prints}
-    others = {"weights", "train", "val", "tests", "labels"} - set(splits)
+    others = {"train", "val", "tests", "labels"} - set(splits)
     return {k: v for k, v in asked.items() if k not in others}
 
 
@@ -44,8 +47,9 @@ def claim(out: pathlib.Path, making: Mapping) -> pathlib.Path:
 
     Args:
         out: folder of the results.
-        making: all that the head depends on; JSON values. STALE names the parts that
-            change without a word of the user.
+        making: all that the head depends on, and where its weights come from; JSON
+            values. STALE and WEIGHTS name the parts that change without a word of the
+            user.
     Raises: ValueError if the folder holds the training of other settings.
     """
     folder, now = out / NAME, json.loads(json.dumps(making))
@@ -54,7 +58,9 @@ def claim(out: pathlib.Path, making: Mapping) -> pathlib.Path:
         return folder
     if folder.is_dir() and any(folder.iterdir()):
         changed = results.differences(_read(path), now)
-        ours = [key for key in changed if key.partition(".")[0] not in STALE]
+        stale = STALE if "weights" in changed else STALE + WEIGHTS
+        changed = [key for key in changed if key != "weights"]
+        ours = [key for key in changed if key.partition(".")[0] not in stale]
         if ours:
             raise errors.InputError(
                 f"{folder} holds a head of another training; different are "

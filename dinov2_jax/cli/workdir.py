@@ -53,9 +53,20 @@ NUMERIC = (
     "evals/*.py",
     "features.py",
     "neighbors.py",
-    "cli/embed.py",
+    "headfile.py",
+    "convert/probes.py",
     "cli/dense.py",
+    "cli/depth_errors.py",
+    "cli/embed.py",
     "cli/evaluate_*.py",
+    "cli/frozen.py",
+    "cli/ground_truth.py",
+    "cli/head_files.py",
+    "cli/heads.py",
+    "cli/manylabel.py",
+    "cli/storing.py",
+    "cli/sweeps.py",
+    "cli/windows.py",
 )
 """Files whose change may change a feature or a metric."""
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -80,10 +81,13 @@ class Pairs:
         return escaped(self.images[index])
 
     def identity(self) -> Iterator:
-        """What `fingerprint.of` reads."""
+        """What `fingerprint.of` reads; folders that were moved whole stay the same."""
         yield "pairs", self.classes
-        for files in zip(self.images, self.targets):
-            yield from map(fingerprint.File, files)
+        both = self.images, self.targets
+        roots = tuple(map(os.path.commonpath, both))
+        for files in zip(*both):
+            for path, root in zip(files, roots):
+                yield fingerprint.File(path, path.removeprefix(root))
 
 
 def read_labels(

@@ -125,7 +125,9 @@ LINES = {
     "two lines of error": ("raise ValueError('one\\n two')", ["ValueError: one two"]),
     "its end": ("return", ["NoneType", "default()"]),
     "its syntax": ("c.train. = 1", ["SyntaxError", "line 14"]),
-    "an import": ("import grian", ["No module named 'grian'"]),
+    "an import": ("import grian", ["No module named 'grian'", "line 14"]),
+    "a variable": ("import os; os.environ['NONE']", ["KeyError: NONE", "line 14"]),
+    "an assertion": ("assert c.seed", ["line 14: AssertionError"]),
 }
 """What is wrong in a config file -> (line 14 of it, words of the error line)."""
 
@@ -258,6 +260,7 @@ def begun(config, tmp_path):
     """A workdir in which a run of the config has logged its first step."""
     folder = tmp_path / "run"
     workdir.claim(folder, settings.load(str(config())), False)
+    workdir.describe(folder, [], saved=None)
     log = history.History(folder, 0)
     log.write(1, {"loss/total": 1.0})
     log.close()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import pytest
 import test_embed
@@ -15,6 +16,7 @@ from PIL import Image
 
 from dinov2_jax import __main__ as command
 from dinov2_jax import checkpoint, errors, lease
+from dinov2_jax import config as settings
 from dinov2_jax.cli import probes, show
 from dinov2_jax.data import sources
 from dinov2_jax.train import history
@@ -227,6 +229,33 @@ def test_an_exception_of_the_users_own_code_keeps_its_traceback(name, kind, tmp_
     assert done.returncode == 1
     assert "Traceback" in done.stderr and 'mine.py", line 2' in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["import none_such", "schedule(", "raise SystemError('my own')"]
+)
+def test_a_module_of_the_users_own_that_cannot_be_imported_keeps_its_traceback(
+    line, tmp_path
+):
+    (tmp_path / "mine.py").write_text(f"import sys\n{line}\n")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(folder=str(tmp_path)))
+    sys.modules.pop("mine", None)
+    with pytest.raises((ImportError, SyntaxError, SystemError)) as caught:
+        settings.load(str(config))
+    assert "mine.py" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_setting_that_another_file_misspells_is_told_with_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dinov2_jax import config\n\ndef schedule():\n"
+        "    config.default().optim.clpi = 1\n"
+    )
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(folder=str(tmp_path)))
+    sys.modules.pop("mine", None)
+    with pytest.raises(settings.ConfigError, match=r"mine.py, line 4: .*clpi"):
+        settings.load(str(config))
 
 
 @pytest.mark.parametrize("error", [ValueError("my own"), OSError(5, "my own", "/x")])

@@ -276,6 +276,44 @@ def test_the_run_of_another_config_is_refused_by_what_differs(config, refusal, b
     assert "--allow-config-change" in said
 
 
+def test_metrics_of_a_run_that_nothing_else_is_left_of_are_refused(
+    config, refusal, begun
+):
+    (begun / "run.json").unlink()
+    said = refusal(config())
+    assert "come to step 1" in said and "--restart" in said
+    (begun / "config.json").unlink()
+    for damage in (b"\0\xff\n", b"{}\n[1]\n", b'{"step"'):
+        (begun / "metrics.jsonl").write_bytes(damage)
+        assert "--restart" in refusal(config())
+    workdir.claim(begun, settings.load(str(config())), False, restart=True)
+    workdir.claim(begun, settings.load(str(config())), False, restart=True)
+    assert (begun / "metrics.previous.jsonl").read_bytes() == damage * 2
+
+
+def test_a_half_written_checkpoint_excuses_the_loss_of_its_own_step_alone(
+    config, refusal, begun
+):
+    (begun / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    workdir.note(begun, saved=1)
+    assert "come to step 1" in refusal(config())
+    workdir.note(begun, saved=2)
+    workdir.check(begun, settings.load(str(config())), False)
+
+
+def test_a_run_without_its_config_is_refused(config, refusal, begun):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    (begun / "config.json").unlink()
+    said = refusal(config())
+    assert "config.json is gone" in said and "--allow-config-change" in said
+    workdir.check(begun, settings.load(str(config())), True)
+
+
+def test_a_workdir_that_is_a_link_to_nothing_is_refused(config, refusal, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    assert "a link to nothing" in refusal(config(), folder=tmp_path / "link")
+
+
 def test_a_damaged_config_of_a_run_is_refused(config, refusal, begun):
     for text in ("{", "[]"):
         (begun / "config.json").write_text(text)

@@ -107,7 +107,10 @@ def check(
     begun = begun or any((folder / "checkpoints").glob("[0-9]*"))
     if begun and not restart:
         _require_checkpoints(folder)
-    if not saved.is_file() or not begun or allow_change:
+    if not begun or allow_change:
+        return
+    if not saved.is_file():
+        _require_no_checkpoints(folder)
         return
     try:
         before = json.loads(saved.read_text(encoding="utf-8"))
@@ -122,6 +125,16 @@ def check(
         raise errors.InputError(
             f"{folder} holds a run of another config ({'; '.join(changed)}); "
             "choose another --workdir or add --allow-config-change."
+        )
+
+
+def _require_no_checkpoints(folder: pathlib.Path) -> None:
+    """Raises ValueError if a workdir without config.json has checkpoints."""
+    if checkpoint.steps(folder / "checkpoints"):
+        raise errors.InputError(
+            f"{folder} holds a run whose config.json is gone, so that its settings "
+            "cannot be compared with these; put it back, or add --allow-config-change "
+            "to resume with these."
         )
 
 

@@ -100,6 +100,7 @@ OVERRIDES = {
     "a dtype": ("train.dtype=float16", ["'float16'", "float32, bfloat16"]),
     "a resize": ("data.resize=cv2", ["'cv2'", "pillow, simd"]),
     "rematerialisation": ("mesh.remat=all", ["'all'", "none, full, dots"]),
+    "attention": ("mesh.attention=cudnn", ["cudnn", "platform cpu", "xla"]),
     "a mesh": ("mesh.fsdp=3", ["mesh.fsdp=3", "[1, 2, 4, 8]"]),
     "a scaling": ("optim.lr_scaling=cubic", ["'cubic'", "sqrt"]),
     "a warm-up": ("optim.warmup=9", ["9 steps", "8 steps", "shorten"]),

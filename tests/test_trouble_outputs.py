@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from dinov2_jax import checkpoint, errors, lease
 from dinov2_jax import config as settings
 from dinov2_jax.cli import probes, show
 from dinov2_jax.data import sources
+from dinov2_jax.plan import topologies
 from dinov2_jax.train import history
 
+DEMO = pathlib.Path(__file__).parents[1] / "configs/demo.py"
 small_disk = test_trouble.small_disk  # the fixture: a disk of 24 MB
 weights = test_embed.weights  # the fixture: a narrow backbone in a file
 
@@ -99,6 +102,22 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert f"{tmp_path}/file" in said and "Not a directory" in said, said
     assert (tmp_path / "file").read_text() == "mine"
     told(f"{name}: a place that cannot be written", said)
+
+
+@pytest.mark.parametrize("name", ["bench", "plan"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    name, tmp_path, capsys, monkeypatch, told
+):
+    monkeypatch.setattr(topologies, "require_compiler", lambda topology: None)
+    for work in ("in_a_process", "compiled"):
+        monkeypatch.delattr(f"dinov2_jax.cli.{name}.{work}", raising=False)
+    more = {"bench": ["step", "--batch-per-device=8"], "plan": ["--topology=v5e:2x2"]}
+    given = [name, *more[name], f"--config={DEMO}"]
+    for path, why in ((tmp_path, "Is a directory"), ("/proc/x", "No such file")):
+        assert command.main([*given, f"--json={path}"]) == 1
+        said = capsys.readouterr().err
+        assert f"--json={path}: {why}" in said and said.count("\n") == 1
+        told(f"{name}: a file that cannot be written", said.strip())
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

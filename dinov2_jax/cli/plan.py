@@ -87,6 +87,9 @@ def main(given: list[str]) -> int:
     chosen = [topologies.parse(name) for name in options.topology]
     for topology in chosen:
         topologies.require_compiler(topology)
+    if options.json:
+        with errors.at(options.json, "--json"):
+            writing.check(options.json)
     found, failed = [], False
     for topology in chosen:
         attempt = functools.partial(

@@ -110,6 +110,12 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
+def half_written(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in a run's `checkpoints` that were not written whole."""
+    names = (p.name.partition(".") for p in folder.glob("*.orbax-checkpoint-tmp*"))
+    return [int(step) for step, *_ in names if step.isdigit()]
+
+
 def accuracies(folder: pathlib.Path) -> dict[int, float]:
     """Step -> k-NN accuracy of the checkpoints that were saved with one.
 

@@ -9,13 +9,12 @@ import os
 import pathlib
 import re
 import runpy
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dinov2_jax import values
+from dinov2_jax import errors, values
 from dinov2_jax.values import ConfigError
 
 
@@ -196,13 +195,49 @@ def load(spec: str, changes: Sequence[str] = ()) -> ConfigDict:
     Raises: ConfigError, one line.
     """
     path, _, argument = spec.partition(":")
-    config = _from_file(os.path.expanduser(path), argument)
+    config = returned(path, argument, "dinov2_jax.config.default()")
     _check_names(config, path)
     _check_values(config, f"{path}: ")
     for text in changes:
         override(config, text)
     _check_values(config)
     return config.lock()
+
+
+def returned(path: str, argument: str, example: str) -> ConfigDict:
+    """What a config file's get_config() returns.
+
+    Args:
+        path: a Python file.
+        argument: for get_config, "" for none.
+        example: where the user sees what such a file returns.
+    Raises: ConfigError for a mistake in the file, which names its line; what other
+        code that the file calls raises passes as it is.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        file = pathlib.Path(path)
+        near = {p.name: str(p) for p in file.parent.glob("*.py")}
+        hint = values.hint(file.name, near, 0.6, near.get)
+        raise ConfigError(f"--config={values.shown(path)} is no file{hint}")
+    try:
+        # Not imported: a .pyc of the same second and size would pass for the file.
+        found = runpy.run_path(path)
+        if "get_config" not in found:
+            raise ConfigError(f"it defines no get_config(); see {example}.")
+        config = found["get_config"](*([argument] if argument else []))
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(
+                f"get_config() returns {type(config).__name__}, not an ml_collections "
+                f"ConfigDict; see {example}."
+            )
+        list(fields(config))  # what a field refers to may be missing
+    except Exception as error:  # a config is a program: it may raise anything
+        place = values.mistake(error, path)
+        if place is None:
+            raise
+        raise ConfigError(f"{place}: {_one_line(error)}") from error
+    return config
 
 
 def overrides(rest: Sequence[str]) -> list[str]:
@@ -278,35 +313,6 @@ def differences(config: ConfigDict, saved: dict) -> list[str]:
     ]
 
 
-def _from_file(path: str, argument: str) -> ConfigDict:
-    """What a config file's get_config() returns.
-
-    What the file itself does wrong is one line that names its own; an exception out of
-    other code that it calls keeps its traceback.
-    """
-    if not os.path.isfile(path):
-        file = pathlib.Path(path)
-        near = {p.name: str(p) for p in file.parent.glob("*.py")}
-        hint = values.hint(file.name, near, 0.6, near.get)
-        raise ConfigError(f"--config={values.shown(path)} is no file{hint}")
-    try:
-        # Not imported: a .pyc of the same second and size would pass for the file.
-        found = runpy.run_path(path)
-        if "get_config" not in found:
-            raise ConfigError("it defines no get_config(); see configs/demo.py.")
-        config = found["get_config"](*([argument] if argument else []))
-        if not isinstance(config, ConfigDict):
-            raise ConfigError(
-                f"get_config() returns {type(config).__name__}; return the ConfigDict "
-                "that dinov2_jax.config.default() makes."
-            )
-    except Exception as error:  # a config is a program: it may raise anything
-        if not values.raised_by(error, path):
-            raise
-        raise ConfigError(f"{path}{_line(error, path)}: {_one_line(error)}") from error
-    return config
-
-
 def _check_names(config: ConfigDict, path: str) -> None:
     """Raises ConfigError for a field that default() has not, or that is missing."""
     known, found = dict(fields(default())), dict(fields(config))
@@ -334,18 +340,6 @@ def _check_values(config: ConfigDict, start: str = "") -> None:
             raise ConfigError(f"{line} must be {wanted}.")
 
 
-def _line(error: Exception, path: str) -> str:
-    """`, line 12` for the innermost line of the config file that an error came from."""
-    numbers = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == path
-    ]
-    if isinstance(error, SyntaxError) and error.lineno:
-        numbers.append(error.lineno)
-    return f", line {numbers[-1]}" if numbers else ""
-
-
 def _one_line(error: Exception) -> str:
     """An exception's text on one line, without ConfigDict's list of all fields."""
     while error.args and isinstance(error.args[0], Exception):
@@ -354,5 +348,5 @@ def _one_line(error: Exception) -> str:
     text = re.sub(
         r" Other fields present: .*(?=\nDid you)", "", str(text), flags=re.DOTALL
     )
-    name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-    return name + " ".join(text.split())
+    parts = [] if isinstance(error, errors.Error) else [type(error).__name__]
+    return ": ".join([*parts, " ".join(text.split())]).rstrip(": ")

@@ -57,6 +57,8 @@ def at(path: str | os.PathLike, option: str = "") -> Iterator[None]:
         what = getattr(error, "strerror", None) or "No space left on device"
         if isinstance(error, FileExistsError) and not os.path.isdir(named):
             what = "Not a directory"  # os.makedirs met a file
+        elif isinstance(error, FileExistsError) and not os.path.exists(named):
+            what = "a link to nothing"
         advice = (
             "free some space and re-run the same command"
             if full

@@ -4,6 +4,7 @@ import ast
 import difflib
 import math
 import os
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -170,14 +171,41 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def raised_by(error: Exception, path: str) -> bool:
-    """Whether a config file is at fault for an exception that running it raised.
+def mistake(error: Exception, path: str) -> str | None:
+    """Where a config file is wrong that raised an exception when it was run.
 
-    Its own lines are, its imports and syntax, and what ConfigDict or this package say of
-    a setting; not a function of the user's own that it calls in another file.
+    At fault are its syntax, its own lines and what they ask of the standard library;
+    and every line, also of another file of the user's, whose setting this package or
+    ConfigDict refuses.
+    Returns: `FILE, line 12`, or `FILE` where no line is to blame; None for what the
+        user's own code in other files, or a library, raised.
     """
-    if isinstance(error, errors.Error | SyntaxError | ImportError):
-        return True
-    where = traceback.extract_tb(error.__traceback__)[-1].filename
-    ours = os.path.dirname(__file__) + os.sep
-    return where == path or where.startswith(ours) or "ml_collections" in where
+    if isinstance(error, SyntaxError):
+        if error.filename not in (None, path):
+            return None
+        return f"{path}, line {error.lineno}" if error.lineno else path
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [
+        f for f in frames if not _is_setting(f.filename) and not _is_std(f.filename)
+    ]
+    refused = isinstance(error, errors.Error) or _is_setting(frames[-1].filename)
+    if not users:
+        return path if refused else None
+    if not refused and users[-1].filename != path:
+        return None
+    return f"{users[-1].filename}, line {users[-1].lineno}"
+
+
+def _is_setting(file: str) -> bool:
+    """Whether a file is of this package or of ConfigDict."""
+    return (
+        file.startswith(os.path.dirname(__file__) + os.sep) or "ml_collections" in file
+    )
+
+
+def _is_std(file: str) -> bool:
+    """Whether a file is of Python's standard library."""
+    library = sysconfig.get_path("stdlib") + os.sep
+    return file.startswith("<frozen ") or (
+        file.startswith(library) and "-packages" not in file
+    )

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 
@@ -25,3 +27,19 @@ def replacing(path: pathlib.Path, shared: bool = False) -> Iterator[pathlib.Path
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def check(path: pathlib.Path) -> None:
+    """Try whether a file can be written there; leaves nothing.
+
+    Args:
+        path: the file; it and its folder need not exist.
+    Raises: OSError, as writing it would.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    near = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=near).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -104,6 +104,7 @@ OVERRIDES = {
     "a dtype": ("train.dtype=float16", ["'float16'", "float32, bfloat16"]),
     "a resize": ("data.resize=cv2", ["'cv2'", "pillow, simd"]),
     "rematerialisation": ("mesh.remat=all", ["'all'", "none, full, dots"]),
+    "attention": ("mesh.attention=cudnn", ["cudnn", "platform cpu", "xla"]),
     "a mesh": ("mesh.fsdp=3", ["mesh.fsdp=3", "[1, 2, 4, 8]"]),
     "a scaling": ("optim.lr_scaling=cubic", ["'cubic'", "sqrt"]),
     "a warm-up": ("optim.warmup=9", ["9 steps", "8 steps", "shorten"]),
@@ -129,7 +130,9 @@ LINES = {
     "two lines of error": ("raise ValueError('one\\n two')", ["ValueError: one two"]),
     "its end": ("return", ["NoneType", "default()"]),
     "its syntax": ("c.train. = 1", ["SyntaxError", "line 14"]),
-    "an import": ("import grian", ["No module named 'grian'"]),
+    "an import": ("import grian", ["No module named 'grian'", "line 14"]),
+    "a variable": ("import os; os.environ['NONE']", ["KeyError: NONE", "line 14"]),
+    "an assertion": ("assert c.seed", ["line 14: AssertionError"]),
 }
 """What is wrong in a config file -> (line 14 of it, words of the error line)."""
 
@@ -262,6 +265,7 @@ def begun(config, tmp_path):
     """A workdir in which a run of the config has logged its first step."""
     folder = tmp_path / "run"
     workdir.claim(folder, settings.load(str(config())), False)
+    workdir.describe(folder, [], saved=None)
     log = history.History(folder, 0)
     log.write(1, {"loss/total": 1.0})
     log.close()
@@ -275,6 +279,44 @@ def test_the_run_of_another_config_is_refused_by_what_differs(config, refusal, b
     assert "crops.local_scale: [0.05, 0.32] -> [0.1, 0.3]" in said
     assert "data.threads" not in said  # changes no result
     assert "--allow-config-change" in said
+
+
+def test_metrics_of_a_run_that_nothing_else_is_left_of_are_refused(
+    config, refusal, begun
+):
+    (begun / "run.json").unlink()
+    said = refusal(config())
+    assert "come to step 1" in said and "--restart" in said
+    (begun / "config.json").unlink()
+    for damage in (b"\0\xff\n", b"{}\n[1]\n", b'{"step"'):
+        (begun / "metrics.jsonl").write_bytes(damage)
+        assert "--restart" in refusal(config())
+    workdir.claim(begun, settings.load(str(config())), False, restart=True)
+    workdir.claim(begun, settings.load(str(config())), False, restart=True)
+    assert (begun / "metrics.previous.jsonl").read_bytes() == damage * 2
+
+
+def test_a_half_written_checkpoint_excuses_the_loss_of_its_own_step_alone(
+    config, refusal, begun
+):
+    (begun / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    workdir.note(begun, saved=1)
+    assert "come to step 1" in refusal(config())
+    workdir.note(begun, saved=2)
+    workdir.check(begun, settings.load(str(config())), False)
+
+
+def test_a_run_without_its_config_is_refused(config, refusal, begun):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    (begun / "config.json").unlink()
+    said = refusal(config())
+    assert "config.json is gone" in said and "--allow-config-change" in said
+    workdir.check(begun, settings.load(str(config())), True)
+
+
+def test_a_workdir_that_is_a_link_to_nothing_is_refused(config, refusal, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    assert "a link to nothing" in refusal(config(), folder=tmp_path / "link")
 
 
 def test_a_damaged_config_of_a_run_is_refused(config, refusal, begun):

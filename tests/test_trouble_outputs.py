@@ -2,10 +2,12 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import pytest
 import test_embed
@@ -15,10 +17,13 @@ from PIL import Image
 
 from dinov2_jax import __main__ as command
 from dinov2_jax import checkpoint, errors, lease
+from dinov2_jax import config as settings
 from dinov2_jax.cli import probes, show
 from dinov2_jax.data import sources
+from dinov2_jax.plan import topologies
 from dinov2_jax.train import history
 
+DEMO = pathlib.Path(__file__).parents[1] / "configs/demo.py"
 small_disk = test_trouble.small_disk  # the fixture: a disk of 24 MB
 weights = test_embed.weights  # the fixture: a narrow backbone in a file
 
@@ -97,6 +102,22 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert f"{tmp_path}/file" in said and "Not a directory" in said, said
     assert (tmp_path / "file").read_text() == "mine"
     told(f"{name}: a place that cannot be written", said)
+
+
+@pytest.mark.parametrize("name", ["bench", "plan"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    name, tmp_path, capsys, monkeypatch, told
+):
+    monkeypatch.setattr(topologies, "require_compiler", lambda topology: None)
+    for work in ("in_a_process", "compiled"):
+        monkeypatch.delattr(f"dinov2_jax.cli.{name}.{work}", raising=False)
+    more = {"bench": ["step", "--batch-per-device=8"], "plan": ["--topology=v5e:2x2"]}
+    given = [name, *more[name], f"--config={DEMO}"]
+    for path, why in ((tmp_path, "Is a directory"), ("/proc/x", "No such file")):
+        assert command.main([*given, f"--json={path}"]) == 1
+        said = capsys.readouterr().err
+        assert f"--json={path}: {why}" in said and said.count("\n") == 1
+        told(f"{name}: a file that cannot be written", said.strip())
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -227,6 +248,33 @@ def test_an_exception_of_the_users_own_code_keeps_its_traceback(name, kind, tmp_
     assert done.returncode == 1
     assert "Traceback" in done.stderr and 'mine.py", line 2' in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["import none_such", "schedule(", "raise SystemError('my own')"]
+)
+def test_a_module_of_the_users_own_that_cannot_be_imported_keeps_its_traceback(
+    line, tmp_path
+):
+    (tmp_path / "mine.py").write_text(f"import sys\n{line}\n")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(folder=str(tmp_path)))
+    sys.modules.pop("mine", None)
+    with pytest.raises((ImportError, SyntaxError, SystemError)) as caught:
+        settings.load(str(config))
+    assert "mine.py" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_setting_that_another_file_misspells_is_told_with_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dinov2_jax import config\n\ndef schedule():\n"
+        "    config.default().optim.clpi = 1\n"
+    )
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(folder=str(tmp_path)))
+    sys.modules.pop("mine", None)
+    with pytest.raises(settings.ConfigError, match=r"mine.py, line 4: .*clpi"):
+        settings.load(str(config))
 
 
 @pytest.mark.parametrize("error", [ValueError("my own"), OSError(5, "my own", "/x")])

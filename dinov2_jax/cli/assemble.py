@@ -24,9 +24,15 @@ def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     Args:
         config: all settings.
         devices: present, or only compiled for; None for all that are present.
-    Raises: ValueError if they do not divide.
+    Raises: ValueError if they do not divide, or cannot compute attention as set.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices, platform = jax.devices(), jax.default_backend()
+        if config.mesh.attention == "cudnn" and platform != "gpu":
+            raise errors.InputError(
+                "mesh.attention=cudnn needs NVIDIA GPUs, but the devices here are of "
+                f"the platform {platform}; set mesh.attention=xla."
+            )
     fsdp = config.mesh.fsdp or sharding.ring(shapes(config, model(config)), devices)
     return sharding.make_mesh(fsdp, devices)
 

@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 from dinov2_jax.cli import timing, workdir
 
 FULL = ("resource_exhausted", "out of memory")
@@ -92,6 +92,9 @@ def main(given: list[str]) -> int:
         raise errors.InputError(
             f"--json={options.json}: its folder does not exist; make it."
         )
+    if options.json:
+        with errors.at(options.json, "--json"):
+            writing.check(options.json)
     found = {
         "command": shlex.join(["dinov2-jax", "bench", *given]),
         "versions": workdir.versions(),

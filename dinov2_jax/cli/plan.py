@@ -66,7 +66,11 @@ def arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="compile without optimisations: sooner, but memory and overlap are "
         "not those of a run",
     )
-    parser.add_argument("--json", type=pathlib.Path, help="file for all that was found")
+    parser.add_argument(
+        "--json",
+        type=lambda text: pathlib.Path(text).expanduser(),
+        help="file for all that was found",
+    )
     options, rest = parser.parse_known_args(given)
     if options.batch_per_device < 0:
         raise errors.InputError(
@@ -83,6 +87,9 @@ def main(given: list[str]) -> int:
     chosen = [topologies.parse(name) for name in options.topology]
     for topology in chosen:
         topologies.require_compiler(topology)
+    if options.json:
+        with errors.at(options.json, "--json"):
+            writing.check(options.json)
     found, failed = [], False
     for topology in chosen:
         attempt = functools.partial(

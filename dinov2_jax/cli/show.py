@@ -12,10 +12,8 @@ def main(given: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="dinov2-jax show", description=__doc__)
     parser.add_argument("what", choices=["run"])
-    parser.add_argument(
-        "workdirs", nargs="+", type=pathlib.Path, help="folders of runs"
-    )
-    parser.add_argument("--out", type=pathlib.Path, help="page to write")
+    parser.add_argument("workdirs", nargs="+", type=_path, help="folders of runs")
+    parser.add_argument("--out", type=_path, help="page to write")
     options = parser.parse_args(given)
     with contextlib.ExitStack() as stack:
         for folder in options.workdirs:
@@ -24,3 +22,8 @@ def main(given: list[str]) -> int:
             stack.enter_context(errors.at(options.out, "--out"))
         print(report.write(options.workdirs, options.out))
     return 0
+
+
+def _path(text: str) -> pathlib.Path:
+    """A path, `~` being the home."""
+    return pathlib.Path(text).expanduser()

@@ -1,11 +1,11 @@
 """Config files of `evaluate`: settings of one task, or the list of tasks of a suite."""
 
 import os
-import runpy
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from dinov2_jax import config as settings
 from dinov2_jax import values
 
 TASKS = ("set", "tasks")
@@ -17,30 +17,10 @@ def read(spec: str) -> dict[str, Any]:
 
     Args:
         spec: PATH, or PATH:ARGUMENT for get_config(ARGUMENT).
-    Raises: ValueError, one line, if it cannot be run or returns no ConfigDict.
+    Raises: ConfigError, one line, if it is wrong or returns no ConfigDict.
     """
     path, _, argument = spec.partition(":")
-    path = os.path.expanduser(path)
-    if not os.path.isfile(path):
-        raise values.ConfigError(f"--config={values.shown(path)} is no file.")
-    try:
-        found = runpy.run_path(path)
-        if "get_config" not in found:
-            raise values.ConfigError("it defines no get_config()")
-        config = found["get_config"](*([argument] if argument else []))
-        if not isinstance(config, ConfigDict):
-            raise values.ConfigError(
-                f"get_config() returns {type(config).__name__}, not an ml_collections "
-                "ConfigDict"
-            )
-        return _plain(config)
-    except Exception as error:  # a config is a program: it may raise anything
-        if not values.raised_by(error, path):
-            raise
-        text = " ".join(str(error).split())
-        raise values.ConfigError(
-            f"--config={path}: {type(error).__name__}: {text}"
-        ) from error
+    return _plain(settings.returned(path, argument, "configs/suites"))
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

@@ -120,7 +120,10 @@ def check(
     begun = begun or any((folder / "checkpoints").glob("[0-9]*"))
     if begun and not restart:
         _require_checkpoints(folder)
-    if not saved.is_file() or not begun or allow_change:
+    if not begun or allow_change:
+        return
+    if not saved.is_file():
+        _require_no_checkpoints(folder)
         return
     try:
         before = json.loads(saved.read_text(encoding="utf-8"))
@@ -148,16 +151,32 @@ def require_place(path: pathlib.Path) -> None:
         raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
+def _require_no_checkpoints(folder: pathlib.Path) -> None:
+    """Raises ValueError if a workdir without config.json has checkpoints."""
+    if checkpoint.steps(folder / "checkpoints"):
+        raise errors.InputError(
+            f"{folder} holds a run whose config.json is gone, so that its settings "
+            "cannot be compared with these; put it back, or add --allow-config-change "
+            "to resume with these."
+        )
+
+
 def _require_checkpoints(folder: pathlib.Path) -> None:
     """Raises ValueError if the checkpoints that a run once saved are gone.
 
-    One that is half-written tells of a run that was killed while it saved its first.
+    run.json notes a checkpoint just before it gets its name: one of that step that is
+    half-written tells of a run that was killed in between. Metrics without run.json
+    are of a run that nothing else is known of.
     """
-    if any((folder / "checkpoints").glob("[0-9]*")):
+    saving = checkpoint.half_written(folder / "checkpoints")
+    if checkpoint.steps(folder / "checkpoints"):
         return
+    last = max(history.last_step(folder), 0)
     # An older version did not note what it saved.
-    step = about(folder).get("saved", max(history.last_step(folder), 0) or None)
-    if (folder / "run.json").is_file() and step is not None:
+    step = about(folder).get("saved", last or None)
+    if not (folder / "run.json").is_file():
+        step = last
+    if step is not None and step not in saving:
         raise errors.InputError(
             f"{folder} holds a run that has come to step {step}, but its checkpoints "
             f"are gone from {folder / 'checkpoints'}; put them back, choose another "
@@ -171,17 +190,18 @@ def claim(
     """Make the workdir and record the config, unless `check` refuses it.
 
     Metrics without a checkpoint, of a run that was killed before its first one or that
-    is restarted, are copied to metrics.previous.jsonl.
+    is restarted, are added to metrics.previous.jsonl.
     Raises: ValueError, as `check`.
     """
     check(folder, config, allow_change, restart)
     metrics, copy = folder / "metrics.jsonl", folder / "metrics.previous.jsonl"
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        if history.last_step(folder) >= 0 and not checkpoint.steps(
-            folder / "checkpoints"
-        ):
-            write_text(copy, metrics.read_text(encoding="utf-8"))
+        begun = metrics.is_file() and metrics.stat().st_size > 0
+        if begun and not checkpoint.steps(folder / "checkpoints"):
+            with writing.replacing(copy) as part:
+                before = copy.read_bytes() if copy.is_file() else b""
+                part.write_bytes(before + metrics.read_bytes())
             if about(folder).get("saved") is not None:
                 note(folder, saved=None)
             print(

@@ -1,5 +1,6 @@
 """The metrics of a run, one JSON object a line, and TensorBoard where installed."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -60,11 +61,16 @@ class Silent:
 
 
 def last_step(folder: pathlib.Path) -> int:
-    """Step of the last whole line of a run's history; -1 if there is none."""
+    """Step of the last whole line of a run's history; -1 if there is none.
+
+    What a crash of the machine left in place of a line is passed over.
+    """
     metrics = folder / "metrics.jsonl"
-    text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return json.loads(whole[-1])["step"] if whole else -1
+    data = metrics.read_bytes() if metrics.is_file() else b""
+    for line in reversed(data[: data.rfind(b"\n") + 1].splitlines()):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])
+    return -1
 
 
 def reproducible(folder: pathlib.Path) -> list[dict]:

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 from dinov2_jax.cli import data, decoding, depths, workdir, workers
 from dinov2_jax.data import decode, faults, manifest, rules, sources
 from dinov2_jax.data.reading import Reader
@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
     told = rules.of(options.range, options.damaged)
     if options.out:
         with errors.at(options.out, "--out"):
-            workdir.require_place(options.out)
+            writing.check(options.out)
     job = Check(None if options.no_decode else options.max_pixels, told)
     spec = data.spec(options.source)
     bad, records, reasons = [], 0, []

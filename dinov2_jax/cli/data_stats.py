@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax import config as settings
-from dinov2_jax import errors
+from dinov2_jax import errors, writing
 from dinov2_jax.cli import assemble, data, decoding, depths, workdir
 from dinov2_jax.data import (
     augment,
@@ -57,7 +57,7 @@ def main(options: argparse.Namespace) -> int:
     if options.out:
         with errors.at(options.out, "--out"):
             options.out.mkdir(parents=True, exist_ok=True)
-            workdir.require_place(options.out / "stats.json")
+            writing.check(options.out / "stats.json")
     told = rules.of(way.range, way.damaged)
     source = sources.open_source(data.spec(options.source))
     number = min(options.records, len(source))

@@ -1,12 +1,10 @@
 """What a run writes about itself: config, versions, pictures, exported weights."""
 
 import datetime
-import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import shlex
 import subprocess
@@ -76,6 +74,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
     Names are escaped where they are made; any other surrogate is written as \\udcXX.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with writing.replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -139,16 +138,6 @@ def check(
             f"{folder} holds a run of another config ({'; '.join(changed)}); "
             "choose another --workdir or add --allow-config-change."
         )
-
-
-def require_place(path: pathlib.Path) -> None:
-    """Raises OSError if no file can be written at a path; leaves nothing behind."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def _require_no_checkpoints(folder: pathlib.Path) -> None:

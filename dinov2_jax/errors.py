@@ -55,10 +55,10 @@ def at(path: str | os.PathLike, option: str = "") -> Iterator[None]:
         named = getattr(error, "filename", None)
         file = "" if named is None or _same(named, path) else f" at {os.fspath(named)}"
         what = getattr(error, "strerror", None) or "No space left on device"
-        if isinstance(error, FileExistsError) and not os.path.isdir(named):
-            what = "Not a directory"  # os.makedirs met a file
-        elif isinstance(error, FileExistsError) and not os.path.exists(named):
+        if isinstance(error, FileExistsError) and not os.path.exists(named):
             what = "a link to nothing"
+        elif isinstance(error, FileExistsError) and not os.path.isdir(named):
+            what = "Not a directory"  # os.makedirs met a file
         advice = (
             "free some space and re-run the same command"
             if full

@@ -11,9 +11,14 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-flag = "--xla_force_host_platform_device_count=8"
-if flag not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Eight devices on two busy cores may wait long for each other.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+for flag in FLAGS:
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
     cache = tempfile.mkdtemp(prefix="dinov2-jax-tests-")

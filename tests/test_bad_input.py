@@ -41,7 +41,7 @@ def get_config():
 
 OVERRIDES = {
     "no such folder": ("data.train=folder:{here}/none", ["{here}/none", "folder"]),
-    "an empty folder": ("data.train=folder:{empty}", ["{empty}", "no image", ".png"]),
+    "an empty folder": ("data.train=folder:{empty}", ["{empty}", "no file"]),
     "a folder of texts": ("data.train=folder:{texts}", ["no image", "1 .txt"]),
     "no image decodes": ("data.train=folder:{broken}", ["no decodable", "x.jpg"]),
     "no tar file": ("data.train=tar:{here}/*.tar", ["{here}/*.tar", "no file"]),
@@ -55,7 +55,7 @@ OVERRIDES = {
     "no kind at all": ("data.train={images}", ["{images}", "folder:, tar:"]),
     "no data at all": ("data.train=", ["data.train is empty", "folder:/path"]),
     "an unknown split": ("data.train=demo:test", ["demo:test", "demo:val"]),
-    "a weight of nothing": ("data.train=demo:train@0;demo:val@1", ["positive"]),
+    "a weight of nothing": ("data.train=demo:train@0;demo:val@1", ["above 0"]),
     "no such validation": ("data.val=folder:{here}/none", ["{here}/none"]),
     "validation undecoded": ("data.val=folder:{broken}", ["no decodable", "x.jpg"]),
     "validation of other classes": (

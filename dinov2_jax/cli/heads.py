@@ -89,10 +89,14 @@ def trained(
     path = training.claim(job.out, making) / "state.msgpack"
     state, history = _restored(path, state)
     step = begin = int(state.step)
+    before: dict = {}
     shown = progress.Progress(begin, s.steps)
     with contextlib.closing(batches(begin, s.train_batch, mesh)) as made:
         for x, wanted in made:
             state, losses = linear.update(state, x, wanted, rates, kinds, s.steps)
+            # At most a step behind: CPUs that queue many wait for each other for ever.
+            jax.block_until_ready(before)
+            before = losses
             step += 1
             last = step == s.steps
             if step % s.val_every == 0 or last:

@@ -155,6 +155,8 @@ def fit(
     for images, targets in batches:
         state, value = update(state, frozen, images, targets)
         losses.append(value)
+        # At most a step behind: CPUs that queue many wait for each other for ever.
+        jax.block_until_ready(losses[-2:-1])
         step += 1
         if step % every == 0:
             report()

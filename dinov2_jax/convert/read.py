@@ -240,8 +240,8 @@ def _shards(path: pathlib.Path) -> dict:
     index = next((index for index in indices if index.is_file()), None)
     if index is None:
         raise errors.InputError(
-            f"{path} holds no checkpoint of a run, no {', no '.join(FILES)} and no index "
-            f"of either. {sift.NEEDED}, or a run's workdir."
+            f"{path} holds no checkpoint of a run, no {', no '.join(FILES)} or index of "
+            f"one. {sift.NEEDED}."
         )
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])

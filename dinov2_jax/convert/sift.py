@@ -14,8 +14,8 @@ WHICH = ("teacher", "student")
 HEADS = ("dino_head", "ibot_head")
 
 NEEDED = (
-    "Give a DINOv2 backbone: an official .pth file, a .safetensors file, a Hugging Face "
-    "folder, a timm file, or a training checkpoint of the reference"
+    "Give a DINOv2 backbone: an official .pth, .safetensors or timm file, a Hugging Face "
+    "folder, or a training checkpoint of the reference"
 )
 
 _BACKBONE = (

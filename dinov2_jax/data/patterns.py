@@ -280,9 +280,9 @@ def _hint(kind: str, pattern: str) -> str:
     globbed = _globbed(os.path.expanduser(pattern))
     if globbed and all(map(os.path.isdir, globbed)):
         return " It matches folders only; name one, or the files in them."
-    before, query, named = pattern.rpartition("?")
-    if kind == "parquet" and query and "=" in named and _globbed(before):
-        return f" ?{named} is unknown; what may follow is ?image=COLUMN&label=COLUMN."
+    before, query, columns = pattern.rpartition("?")
+    if kind == "parquet" and query and "=" in columns and _globbed(before):
+        return f" ?{columns} is unknown; what may follow is ?image=COLUMN&label=COLUMN."
     if globbed:
         return f" What it matches is no regular file: {named(globbed)}."
     return ""

@@ -224,7 +224,7 @@ def test_members_of_a_tar_keep_their_names_under_any_locale(images, tmp_path):
         )
         assert done.returncode == 1, done.stderr
         lines = kept.read_text(encoding="utf-8").splitlines()
-        assert lines[0].startswith(f"{tmp_path}/x.tar/été/0.png is there again")
+        assert lines[0].startswith(f"{tmp_path}/x.tar/été/0.png occurs again later")
         places = [line.split("\t")[1].partition(": ")[0] for line in lines[1:]]
         both([x.removeprefix(f"{tmp_path}/x.tar") for x in places], b"")
     assert sources.open_source(spec).classes == CLASSES

@@ -87,6 +87,7 @@ def test_the_resize_in_the_graph_is_that_of_the_model(tmp_path):
 
 
 def test_images_that_are_not_of_whole_patches_fail(tmp_path):
+    peers.package("onnxruntime", "onnx")
     model, path = peers.model(depth=1), tmp_path / "model.onnx"
     onnx.write(path, peers.official(model), model, {}, None)
     program = session(path)

@@ -54,25 +54,8 @@ def top1(
     """
     _check("train", train, train_labels)
     _check("val", val, val_labels)
-    found = guesses(train, train_labels, val, ks, temp, block, shards)
-    return {k: float((guess == val_labels).mean()) for k, guess in found.items()}
-
-
-def guesses(
-    train: jax.Array,
-    train_labels: np.ndarray,
-    val: jax.Array,
-    ks: Sequence[int] = (10, 20, 100, 200),
-    temp: float = 0.07,
-    block: int = 1024,
-    shards: int = 1,
-) -> dict[int, np.ndarray]:
-    """The class that the neighbours guess for each validation row: k -> [n] int64.
-
-    Arguments and errors are those of `voted`.
-    """
-    found = voted(train, train_labels, val, ks, temp, block, shards)
-    return {k: guess for k, (guess, _) in found.items()}
+    classes = voted(train, train_labels, val, ks, temp, block, shards)
+    return {k: float((guess == val_labels).mean()) for k, (guess, _) in classes.items()}
 
 
 def voted(

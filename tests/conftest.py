@@ -59,7 +59,7 @@ HEAD = """# Bad input, and the line that it prints
 Every row is one line on standard error; the exit code is not 0 and nothing is left
 half-written. The tests that hold this printed the table:
 
-    python -m pytest -n 0 -k "bad_input or trouble or processes" --lines=FILE
+    python -m pytest -n 0 -k "bad_input or trouble or processes or lease or resume" --lines=FILE
 
 | bad input | the line |
 |---|---|
